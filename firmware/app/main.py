@@ -82,7 +82,7 @@ class Beacon:
             flags |= adverts.TRIAL
         if self.insecure:
             flags |= adverts.INSECURE
-        self.radio.set_status(adverts.build_status(flags, self.version))
+        self.radio.set_status(flags, self.version)
 
     # Settings were provisioned: the orchestrator is polled at once.
     def on_provisioned(self):

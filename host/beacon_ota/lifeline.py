@@ -1,8 +1,8 @@
-"""Whoever starts a process ends it, also when it is killed itself.
+"""Ends child processes with the process that started them, even when that one is killed.
 
-A starter holds the one end of a pipe that closes with it; a process that was started holds on to
-the other end, and has the kernel send it a signal when the pipe closes. No thread of it has to
-run for that. Where a kernel cannot do so, nothing happens.
+The parent holds one end of a pipe, which closes when the parent ends. A child holds the other end,
+and has asked the kernel for a signal when the pipe closes, so it needs no thread for that. On
+kernels without this signal the children stay.
 """
 
 import contextlib

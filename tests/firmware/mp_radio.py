@@ -1,6 +1,7 @@
 # The owner of Bluetooth, told of events by a driver that is none.
 
 import asyncio
+import errno
 import sys
 import time
 
@@ -11,6 +12,15 @@ HANDLE = 7
 class Ble:
     def __init__(self):
         self.cuts = []
+        self.aired = []
+        self.known = True  # the links that are cut are connected
+        self.full = False  # NimBLE has no memory for another connection
+        self.on_cut = lambda link: None
+
+    def gap_advertise(self, _, adv_data=None, resp_data=None, connectable=True):
+        if connectable and self.full:
+            raise OSError(errno.ENOMEM)
+        self.aired.append((adv_data, resp_data))
 
     def __getattr__(self, _):
         return lambda *_, **__: None
@@ -26,6 +36,8 @@ class Ble:
 
     def gap_disconnect(self, link):
         self.cuts.append(link)
+        self.on_cut(link)
+        return self.known
 
 
 class Driver:
@@ -149,7 +161,8 @@ def cuts(connected, *steps):
 
 
 def say(made):
-    made._irq(WRITE, (1, HANDLE))
+    for link in made._connections:
+        made._irq(WRITE, (link, HANDLE))
 
 
 def test_a_link_that_speaks_has_a_minute():
@@ -203,3 +216,123 @@ def test_a_closed_door_is_not_kept_open_by_knocking():
 
     assert cuts(1, (1, refuse)) == [[1]]
     assert cuts(1, *[(10, say)] * 6 + [(1, refuse)])[-1] == [1]
+
+
+# A computer may see one of the two frames only, and remembers what no packet repeats.
+def test_both_frames_say_what_the_beacon_does():
+    from wire import adverts, scan
+
+    made, _ = radio(lambda: False)
+    aired = made._ble.aired
+
+    def shown():
+        aired.clear()
+        for _ in range(2):
+            made._check_links(time.ticks_ms())
+            made._advertise()
+        said = [scan.read_payloads(response) for _, response in aired]
+        assert said[0] == said[1]
+        return {data for data, _ in aired}, said[0]
+
+    made.set_status(adverts.PROVISIONED, "1.0.0")
+    idle = {"flags": adverts.PROVISIONED, "version": "1.0.0"}
+    assert shown() == ({b"frame"}, idle)
+    made.set_alternate_adv(b"open")
+    opened = {"flags": adverts.PROVISIONED | adverts.OPEN, "version": "1.0.0"}
+    assert shown() == ({b"frame", b"open"}, opened)
+    for value in (0, 100, 0xFE, 0xFF):
+        made.set_progress(value)
+        flags = opened["flags"] | adverts.UPDATING
+        assert shown()[1] == {"flags": flags, "version": "1.0.0", "progress": value}
+    made.set_progress(None)
+    assert shown()[1] == opened
+    made.set_alternate_adv(b"")
+    assert shown() == ({b"frame"}, idle)
+
+
+# NimBLE may have replaced or stopped what is on the air, and says nothing.
+def test_the_advertisement_is_applied_again():
+    import services.radio as room
+
+    made, _ = radio(lambda: False)
+    room.time = clock = Clock()
+    try:
+        made._advertise()
+        aired = made._ble.aired
+        for seconds, more in ((1, 0), (4, 0), (1, 1), (4, 0), (2, 1)):
+            clock.skipped += 1000 * seconds
+            before = len(aired)
+            made._check_links(clock.ticks_ms())
+            if made._stale:
+                made._advertise()
+            assert len(aired) - before == more, (seconds, aired)
+    finally:
+        room.time = time
+
+
+def test_without_memory_for_a_connection_it_advertises_all_the_same():
+    made, _ = radio(lambda: False)
+    made._ble.aired.clear()
+    made._ble.full = True
+    made._advertise()
+    assert [data for data, _ in made._ble.aired] == [b"frame"]
+
+
+# A connection that failed at its beginning: no event tells of its end.
+def test_a_link_that_nimble_does_not_know_is_dropped():
+    gone = []
+    made, owner = radio(lambda: False)
+    owner.on_disconnect = gone.append
+    made._drain_events()
+    made._stale = False
+    made._ble.known = False
+    made.disconnect(1)
+    made._drain_events()
+    assert gone == [1] and not made._limits and not made._connections
+    assert made._stale, "it can take another connection now"
+
+
+def test_the_next_connection_with_the_same_handle_is_not_dropped():
+    made, owner = radio(lambda: False)
+    made._drain_events()
+    made._ble.known = False
+    made._ble.on_cut = lambda link: made._irq(CONNECT, (link, 0, bytes(6)))
+    made.disconnect(1)
+    made._drain_events()
+    assert list(made._limits) == [1] and made._limits[1][0] == 2
+    assert made._connections[1][0] == 2
+
+
+def test_a_link_that_never_spoke_has_ten_seconds():
+    assert cuts(1, (9, lambda made: None), (2, lambda made: None)) == [[], [1]]
+    assert cuts(1, (9, say), (20, lambda made: None), (2, lambda made: None)) == [[], [], [1]]
+
+
+# Every link that lost a write is cut, whenever it lost it.
+def test_two_links_that_write_too_much_are_both_cut():
+    made, _ = radio(lambda: False)
+    made._irq(CONNECT, (2, 0, bytes(6)))
+    made._drain_events()
+
+    def flood(link):
+        for _ in range(33):
+            made._irq(WRITE, (link, HANDLE))
+
+    made._ble.on_cut = lambda link: flood(2) if link == 1 else None
+    flood(1)
+    made._drain_events()
+    made._drain_events()
+    assert made._ble.cuts == [1, 2]
+
+
+# Its handle may belong to somebody else by then.
+def test_a_link_that_wrote_too_much_and_went_harms_no_other():
+    made, _ = radio(lambda: False)
+    made._drain_events()
+    for _ in range(33):
+        made._irq(WRITE, (1, HANDLE))
+    made._irq(DISCONNECT, (1, 0, bytes(6)))
+    made._irq(CONNECT, (1, 0, bytes(6)))
+    made._drain_events()
+    made._drain_events()
+    assert made._ble.cuts == []

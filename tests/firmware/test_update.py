@@ -4,7 +4,7 @@ import hashlib
 import time
 
 from beacon_ota.virtual.radio.vhci import RadiolessBackend
-from beacon_ota.wire import adverts
+from beacon_ota.wire import adverts, scan
 from tests.firmware.beacons import bench, make
 from tests.firmware.server import BEACON
 
@@ -80,6 +80,9 @@ def test_progress_is_on_the_air(v1, v2):
     values = [value for *_, value in shown]
     assert values[0] == 0 and values[-1] == 0xFF and values[-2] == 100
     assert values == sorted(values) and len(values) > 20
+    for response in [r for *_, r in air.history if r]:
+        updating = scan.read_payloads(response)["flags"] & adverts.UPDATING
+        assert bool(updating) == response.startswith(PROGRESS), "each scan response says which"
 
 
 def test_a_window_is_respected(v1, v2):

@@ -53,7 +53,7 @@ class Radio:
     def start(self, cause): pass
     def is_up(self): return False
     def start_advertising(self, frame): pass
-    def set_status(self, data): pass
+    def set_status(self, flags, version): pass
     def is_healthy(self): return False
     def set_progress(self, value): pass
     def resume(self): return 0

@@ -105,7 +105,7 @@ def test_scan(first, second):
     assert found.get("progress", 0) in (*range(101), 0xFE, 0xFF)
 
 
-@given(st.integers(0, 7), st.text("0123456789.-abc+", max_size=40), st.integers(0, 100))
+@given(st.integers(0, 127), st.text("0123456789.-abc+", max_size=40), st.integers(0, 100))
 def test_scan_responses(flags, version, percent):
     response = adverts.build_progress(percent) + adverts.build_status(flags, version)
     assert len(response) <= adverts.MAX_PAYLOAD

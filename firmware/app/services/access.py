@@ -2,6 +2,8 @@
 # during an update, so it does nothing that takes long, and keeps no state that grows; the
 # credentials are read from NVS each time.
 
+import asyncio
+import errno
 import os
 import time
 
@@ -13,6 +15,7 @@ from wire import access
 _WRITE = const(0x0008)
 _NOTIFY = const(0x0010)
 _LINKS = const(4)
+_AGAIN = const(60)  # ms until an answer that found no memory is sent again
 
 
 class Access:
@@ -23,6 +26,7 @@ class Access:
         self._radio = radio
         self._control = self._status = 0
         self._challenges = {}  # link -> (nonce, credential id, ticks)
+        self._unsent = {}  # link -> answer that found no memory
         radio.add_service(
             (
                 bluetooth.UUID(access.SERVICE),
@@ -44,6 +48,7 @@ class Access:
 
     def on_disconnect(self, link):
         self._challenges.pop(link, None)
+        self._unsent.pop(link, None)
 
     def on_write(self, link, handle, data):
         if handle != self._control:
@@ -84,8 +89,21 @@ class Access:
         late = not 0 <= time.ticks_diff(time.ticks_ms(), since) <= access.LIFETIME
         return good and bool(secret) and not late
 
+    # NimBLE may have no memory at the moment: it is asked once more.
     def notify(self, link, message):
+        if self._send(link, message) == errno.ENOMEM:
+            if link not in self._unsent:
+                asyncio.create_task(self._send_again(link))
+            self._unsent[link] = message
+
+    async def _send_again(self, link):
+        await asyncio.sleep_ms(_AGAIN)
+        if link in self._unsent:
+            self._send(link, self._unsent.pop(link))
+
+    def _send(self, link, message):
         try:
             self._radio.notify(link, self._status, message)
         except OSError as error:
             print("access:", error)  # the reader has gone, or will try again
+            return error.errno

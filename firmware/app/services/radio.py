@@ -21,11 +21,13 @@ _SMALLEST = const(23)  # bytes of a packet until both sides agree on more
 
 _NORMAL = const(100_000)  # us between advertisements
 _SLOW = const(400_000)  # while an update has the radio's other half
+_APPLIED = const(5000)  # ms until an advertisement is applied again
 _TURN = const(500)  # ms between checks, and for each of two frames that take turns
 _QUEUE = const(32)  # unread writes of one link, and their bytes
 _BYTES = const(2048)
 _MOST = const(4)  # links at a time
 _IDLE = const(30_000)  # ms without a write until a link is disconnected
+_MUTE = const(10_000)  # the same for a link that has never written
 _STAY = const(60_000)  # ms until a link that has proved nothing is disconnected
 _SHARE = const(15_000)  # the same while another peer waits for its place
 _STILL = const(3000)  # ms off the air at a time, as long as a reboot takes
@@ -51,19 +53,20 @@ class Radio:
         self._ibeacon = b""
         self._alternate_adv = b""
         self._show_alternate = False
-        self._status = b""
+        self._status = (0, "")  # flags, version
         self._progress = b""
         self._slow = False
         self._paused_at = None  # ticks since when
         self._paused_ms = 0
         self._failure_ends = None  # ticks at which the failure notice ends
         self._stale = True
+        self._applied = 0  # ticks since when the advertisement is on the air
         # Used by the interrupt handler at any moment: link -> (number of the connection, MTU),
-        # unread writes, and the link that overflowed its queue.
+        # unread writes, and links that overflowed their queues, with their numbers.
         self._connections = {}
         self._serial = 0
         self._events = []
-        self._overflow = None
+        self._overflows = []
         self._flag = asyncio.ThreadSafeFlag()
         # Connections that the owners know of: link -> [number of the connection, idle timeout in
         # ms, and three deadlines in ticks: of the silence, of the link, and of the link while
@@ -118,24 +121,35 @@ class Radio:
 
     def _advertise(self):
         self._stale = False
+        self._applied = time.ticks_ms()
         if not self._ble:
             return
         if self._paused_at is not None:
             self._ble.gap_advertise(None)
             return
         data = self._ibeacon or adverts.FLAGS
-        if self._alternate_adv and (self._show_alternate or not self._ibeacon):
-            data = self._alternate_adv
-        try:
-            self._ble.gap_advertise(
-                _SLOW if self._slow else _NORMAL,
-                adv_data=data,
-                resp_data=self._progress + self._status,
-                # With all links taken, connectable advertising would fail altogether.
-                connectable=bool(self._services) and len(self._connections) < _MOST,
-            )
-        except OSError as error:
-            print("ble:", error)
+        # Computers remember what a beacon has stopped to send, and may see one of two frames only:
+        # what is not in this packet is said in it.
+        flags, version = self._status
+        if self._progress:
+            flags |= adverts.UPDATING
+        if self._alternate_adv:
+            flags |= adverts.OPEN
+            if self._show_alternate or not self._ibeacon:
+                data = self._alternate_adv
+        # With all links taken, connectable advertising fails. NimBLE may count other links than
+        # `_connections` has.
+        for connectable in (bool(self._services) and len(self._connections) < _MOST, False):
+            try:
+                self._ble.gap_advertise(
+                    _SLOW if self._slow else _NORMAL,
+                    adv_data=data,
+                    resp_data=self._progress + adverts.build_status(flags, version),
+                    connectable=connectable,
+                )
+                break
+            except OSError as error:
+                print("ble:", error)
 
     # The positioning frame, b"" for none.
     def set_ibeacon(self, frame):
@@ -148,10 +162,10 @@ class Radio:
             self._alternate_adv = data
             self._stale = True
 
-    # Status for the scan response.
-    def set_status(self, data):
-        if data != self._status:
-            self._status = data
+    # Status for the scan response, OPEN and UPDATING aside.
+    def set_status(self, flags, version):
+        if (flags, version) != self._status:
+            self._status = flags, version
             self._stale = True
 
     # 0-100 percent, 0xFE failed, 0xFF rebooting; None without an update.
@@ -224,9 +238,17 @@ class Radio:
     def disconnect(self, link):
         if self._is_current(link):
             try:
-                self._ble.gap_disconnect(link)
+                if self._ble.gap_disconnect(link):
+                    return
             except OSError as error:
-                print("ble:", error)  # the peer has gone already
+                print("ble:", error)  # it is ending already
+                return
+            # NimBLE knows no such link: it tells nobody of the end of a connection that failed at
+            # its beginning. A connection with the same handle may have come at this moment.
+            ended = self._connections.pop(link, None)
+            if ended and ended[0] != self._limits[link][0]:
+                self._connections[link] = ended
+            self._stale = True
 
     # Whether this is still the connection that the owners know of: handles are reused.
     def _is_current(self, link):
@@ -251,10 +273,12 @@ class Radio:
             if event == _WRITE:
                 value = self._ble.gatts_read(data[1])
                 waiting = [len(one[3]) for one in self._events if one[0] == link]
+                serial = self._serial_of(link)
                 if len(waiting) >= _QUEUE or sum(waiting) + len(value) > _BYTES:
-                    self._overflow = link
-                elif link in self._connections:
-                    self._events.append((link, self._serial_of(link), data[1], value))
+                    if (link, serial) not in self._overflows:
+                        self._overflows.append((link, serial))
+                elif serial:
+                    self._events.append((link, serial, data[1], value))
             elif event == _CONNECT:
                 # The controller stops advertising when a peer connects, even if the peer has gone
                 # again before the main loop notices.
@@ -308,6 +332,10 @@ class Radio:
         if self._ibeacon and self._alternate_adv:
             self._show_alternate = not self._show_alternate
             self._stale = True
+        # After a connection that failed at its beginning NimBLE advertises without data, after a
+        # reset of its own not at all, and tells nobody.
+        if time.ticks_diff(now, self._applied) > _APPLIED:
+            self._stale = True
         if self._failure_ends is not None and time.ticks_diff(now, self._failure_ends) > 0:
             self.set_progress(None)
         full = len(self._limits) >= _MOST
@@ -330,9 +358,10 @@ class Radio:
                 if owner:
                     self._call_owner(owner.on_write, link, handle, value)
         self._sync_connections()
-        if self._overflow is not None:
-            self.disconnect(self._overflow)
-            self._overflow = None
+        while self._overflows:
+            link, serial = self._overflows.pop(0)
+            if self._serial_of(link) == serial:
+                self.disconnect(link)
 
     def _sync_connections(self):
         live = dict(self._connections)
@@ -345,6 +374,8 @@ class Radio:
             if link not in self._limits:
                 self._limits[link] = [live[link][0], 0, 0, 0, 0]
                 self.set_idle_timeout(link)
+                # What it has begun to write takes memory from everybody until it goes.
+                self._limits[link][2] = time.ticks_add(time.ticks_ms(), _MUTE)
 
     # No write of a peer may end this task, which would stop Bluetooth.
     def _call_owner(self, call, link, *args):

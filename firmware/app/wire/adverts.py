@@ -13,6 +13,8 @@ TRIAL = 2  # the running release is not confirmed
 INSECURE = 4  # a build that accepts unsigned releases
 LOCKED = 8  # too many wrong PINs
 PRESSED = 16  # its button is pressed: after ten seconds everything is erased
+OPEN = 32  # it can be provisioned now
+UPDATING = 64  # the progress of an update stands beside the status
 
 FLAGS = b"\x02\x01\x06"  # general discoverable, no BR/EDR
 _MANUFACTURER = const(0xFF)

@@ -1,4 +1,4 @@
-"""Failure campaigns: virtual beacons and the orchestrator while every part fails that can.
+"""Failure campaigns: run virtual beacons and the orchestrator, and make every part fail that can.
 
 rig/         releases, one beacon with its orchestrator, the invariants that hold afterwards
 power/       power cuts, and firmware with deliberate defects

@@ -1,4 +1,4 @@
-"""``beacon-ota audit``: who did what, and whether the log is whole."""
+"""``beacon-ota audit``: lists the audit log, and verifies its chain of hashes."""
 
 from typing import Annotated
 

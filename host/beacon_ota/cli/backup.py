@@ -1,4 +1,4 @@
-"""``beacon-ota backup``: a copy of an orchestrator's data, while it runs."""
+"""``beacon-ota backup``: copies an orchestrator's data while it runs."""
 
 import shlex
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""``beacon-ota campaign``: let everything fail, and see what becomes of it."""
+"""``beacon-ota campaign``: runs failure campaigns, and writes their reports."""
 
 import time
 from collections.abc import Callable
@@ -225,7 +225,10 @@ def _run_campaign(
 
 
 class CaseProgress:
-    """A bar that counts cases, and says at once what is wrong."""
+    """A bar that counts cases, and says at once what is wrong.
+
+    Where the output is no terminal, a line after each twentieth of the cases takes the bar's place.
+    """
 
     def __init__(self, name: str, total: int, quiet: bool):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -242,6 +245,8 @@ class CaseProgress:
         self._bar = Progress(*columns, console=output.error_console, disable=quiet)
         self._task = self._bar.add_task(name, total=total)
         self._quiet = quiet
+        self._lines = not quiet and not output.error_console.is_terminal
+        self._name, self._total, self._done, self._wrong = name, total, 0, 0
 
     def __enter__(self) -> Callable[["CaseOutcome"], None]:
         self._bar.__enter__()
@@ -252,6 +257,11 @@ class CaseProgress:
 
     def _count_outcome(self, outcome: "CaseOutcome") -> None:
         self._bar.advance(self._task)
+        self._done += 1
+        self._wrong += bool(outcome.wrong)
+        if self._lines and self._done * 20 // self._total > (self._done - 1) * 20 // self._total:
+            text = f"{self._name}: {self._done} of {self._total} cases, {self._wrong} wrong"
+            output.error_console.print(text, highlight=False)
         if outcome.wrong and not self._quiet:
             text = f"{outcome.name}: {'; '.join(outcome.wrong)}"
             self._bar.console.print(

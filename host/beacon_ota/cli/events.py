@@ -1,4 +1,4 @@
-"""``beacon-ota events``: what happens, live."""
+"""``beacon-ota events``: shows events as they happen."""
 
 import json as encoder
 import sys

@@ -1,4 +1,4 @@
-"""``beacon-ota mirror``: distribution points on sites."""
+"""``beacon-ota mirror``: adds, lists and removes mirrors, the orchestrators on sites."""
 
 from pathlib import Path
 from typing import Annotated

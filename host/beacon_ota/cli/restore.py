@@ -1,4 +1,4 @@
-"""``beacon-ota restore``: a backup into an empty data folder."""
+"""``beacon-ota restore``: puts a backup into an empty data folder."""
 
 import shlex
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""``beacon-ota token``: administrators' access, with a server or without."""
+"""``beacon-ota token``: makes, lists and revokes tokens, through a server or in a data folder."""
 
 import time
 from pathlib import Path

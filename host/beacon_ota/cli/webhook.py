@@ -1,4 +1,4 @@
-"""``beacon-ota webhook``: who is told what happens, and whether it arrived."""
+"""``beacon-ota webhook``: manages webhooks, and shows and repeats their deliveries."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 

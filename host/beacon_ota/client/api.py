@@ -87,6 +87,10 @@ class Client(Transport):
                 expected=firmware["blob"],
             )
 
+    def estimate_cost(self, firmware_id: str) -> Json:
+        """Return what a release costs the beacons of its board."""
+        return self.call("GET", f"/api/firmwares/{_quote_segment(firmware_id)}/cost")
+
     def download_blocks(self, firmware: Json) -> bytes:
         """Return the block index of a release (contracts.md §1).
 

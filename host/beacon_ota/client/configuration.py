@@ -1,9 +1,9 @@
-"""Where the orchestrator is, and with which token: the environment and the configuration file.
+"""Finds the address of the orchestrator, the token, and the certificate to verify it by.
 
 The server and the token come from the arguments, else from ``BEACON_OTA_URL`` and
 ``BEACON_OTA_TOKEN``, else from the file ``config.toml`` (``url``, ``token``) in the folder that
 ``BEACON_OTA_CONFIG`` names, by default ``~/.config/beacon-ota``. ``ca`` beside them, or
-``BEACON_OTA_CA``, names the certificate that a server with a certificate of its own is verified by.
+``BEACON_OTA_CA``, names a file with the certificate of a private authority.
 """
 
 import os

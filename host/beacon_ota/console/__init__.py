@@ -1,1 +1,1 @@
-"""Output on a terminal: text that no terminal obeys, tables, progress, JSON."""
+"""Output on a terminal: tables, progress, JSON, and text that cannot control the terminal."""

@@ -1,4 +1,7 @@
-"""Prints tables for people, JSON and CSV for scripts, and named errors; no text is obeyed."""
+"""Prints tables for people, JSON and CSV for scripts, and named errors.
+
+Control characters in texts are escaped, so that no text can control the terminal.
+"""
 
 import csv
 import json

@@ -1,9 +1,8 @@
 """Sorts the files of an app's folder: those for the release, and those left out, with reasons.
 
 Sources are compiled. A module that is compiled already (``.mpy``) goes in as it is, when beacons
-can load it. Nothing else goes in by itself: each file that stays behind is named with its reason,
-and what an app needs of it is asked for by a pattern. Folders of tools (virtual environments,
-caches, checkpoints, version control) are not looked into.
+can load it. Every other file is left out and listed with the reason, unless a pattern includes it.
+Folders of tools (virtual environments, caches, checkpoints, version control) are not searched.
 """
 
 import ast

@@ -6,9 +6,10 @@ content is the same, and gathers all others in as few sectors as have room for t
 most blocks that nothing uses any more, or new ones at the end. The other sectors stay as they are,
 byte for byte, old blocks included. Files that change often so come to lie together.
 
-All metadata, and ``app.json``, which every release changes, lie in the first sector; the erased
-halves of the metadata's pairs in the next. The layout depends on the files and on the earlier image
-alone: the same input gives the same bytes.
+``app.json``, which every release changes, lies in the first sector with the metadata of the
+folders; what of that does not fit lies in the next, where the erased halves of the metadata's pairs
+are. The layout depends on the files and on the earlier image alone: the same input gives the same
+bytes.
 """
 
 from collections.abc import Mapping
@@ -108,12 +109,11 @@ def plan_layout(
         if not littlefs_pack.is_inline(files[path])
     }
     volatile_chunks = chunks.pop(volatile, [])
-    pair_count = littlefs_pack.count_pairs(files, BLOCK)
-    active = _sectors_for(pair_count + 1 + len(volatile_chunks))
-    reserved = active + _sectors_for(pair_count - 1)
-    spare = active * _PER_SECTOR
-    pairs = [(0, 1), *((2 + n, spare + n) for n in range(pair_count - 1))]
-    chains = {volatile: [spare - 1 - n for n in range(len(volatile_chunks))]}
+    others = littlefs_pack.count_pairs(files, BLOCK) - 1
+    first = 2 + len(volatile_chunks)
+    pairs = [(0, 1), *((first + n, first + others + n) for n in range(others))]
+    chains = {volatile: list(range(2, first))}
+    reserved = _sectors_for(first + 2 * others)
     needed = reserved + _sectors_for(sum(map(len, chunks.values())))
     most = needed + (SLACK if room is None else min(SLACK, max(0, room // SECTOR - needed)))
     chosen: set[int] = set()

@@ -1,8 +1,8 @@
-"""The data folder: made at the start, and one orchestrator's at a time.
+"""The data folder: made at the start, and locked for one orchestrator at a time.
 
-Two on one folder would each decide by what they know themselves, and neither would hear what the
-other has halted, registered or given a key; on PostgreSQL they would still share the memory of
-what was signed, unknowingly. Workers are one orchestrator: their parent holds the folder.
+Two orchestrators on one folder would decide from different states: neither would hear of the
+other's halts, registrations and keys. On PostgreSQL they would also share the replay guard's file
+without knowing it. The workers of one orchestrator share the folder: their parent holds the lock.
 """
 
 import contextlib

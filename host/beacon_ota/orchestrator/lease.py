@@ -1,10 +1,10 @@
-"""For how long a mirror may hand releases out without its primary.
+"""The lease of a mirror: for how long it may hand out releases without its primary.
 
-A halt cannot reach a mirror that is cut off. So a mirror hands out nothing new once it has not
-been in step with its primary for longer than its lease; what is under way goes on, and whatever
-beacons say is heard. The lease runs from the moment at which the last question was *sent* whose
-answer was written down here: the primary, which dates it by when the question came, never
-believes it to be over too early.
+A halt cannot reach a mirror that is cut off. So a mirror hands out nothing new when it has been out
+of step with its primary for longer than its lease. Updates that have begun go on, and reports are
+accepted. The lease runs from the moment when the mirror *sent* the last question whose answer it
+has written down. The primary counts from the moment when that question arrived, so it never takes
+the lease to be over too early.
 """
 
 import json

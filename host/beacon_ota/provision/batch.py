@@ -2,10 +2,10 @@
 
 Columns: ``beacon`` (name, last digits of it, or address) and ``pin`` or ``pop``; optional ``ssid``
 ``password`` ``ssid2`` ``password2`` ``site`` ``channel`` ``window`` ``utc_off`` ``ibeacon``
-``orch_url`` ``fleet_key`` ``type`` (the board it is taken for; its own word counts) ``tags``
-(separated by blanks). An empty field takes what was given for all. Commas, semicolons or tabs
-separate the columns. Network names and passwords are taken to the letter, blanks included; a name
-that is no text is written ``hex:…``.
+``orch_url`` ``fleet_key`` ``type`` (the expected board; the beacon's own statement counts) ``tags``
+(separated by blanks). An empty field takes the value that was given for all rows. Commas,
+semicolons or tabs separate the columns. Network names and passwords are used exactly as written,
+blanks included; a name that is not text is written ``hex:…``.
 """
 
 import asyncio

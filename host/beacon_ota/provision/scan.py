@@ -1,8 +1,7 @@
-"""Scans for beacons in range, and keeps what their advertisements say.
+"""Scans for beacons in range, and keeps the newest advertisement of each.
 
-The payloads are read by :mod:`beacon_ota.wire.scan`; this module keeps the newest of each beacon
-and forgets nothing by itself. Addresses are what the operating system calls a device: a Bluetooth
-address, or on macOS a UUID of its own.
+:mod:`beacon_ota.wire.scan` reads the payloads. Nothing is forgotten here by itself. An address is
+the name that the operating system has for a device: a Bluetooth address, on macOS a UUID.
 """
 
 import asyncio

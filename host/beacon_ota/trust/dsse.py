@@ -1,8 +1,8 @@
 """DSSE envelopes: packed, signed, and searched for valid signatures.
 
-What may be in an envelope and what exactly is signed are the shared rules of
-:mod:`beacon_ota.wire.manifest`; its one form as text is here, because a beacon meets envelopes only
-inside offers; the arithmetic is ``cryptography``'s. Interoperates with
+The rules for the content of an envelope and for the signed bytes are shared with the beacon
+(:mod:`beacon_ota.wire.manifest`). Its form as text is defined here, because a beacon meets
+envelopes only inside offers. Signatures are made by ``cryptography``, and are those of
 ``openssl dgst -sha256 -sigopt rsa_padding_mode:pss -sigopt rsa_pss_saltlen:32`` over the PAE.
 """
 

@@ -1,4 +1,4 @@
-"""Small files that hold keys: bounded reads, writes that are whole or not there."""
+"""Small files that hold keys: bounded reads, and writes that are complete or change nothing."""
 
 import os
 import secrets

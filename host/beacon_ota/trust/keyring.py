@@ -1,8 +1,8 @@
 """A folder of signing keys.
 
-For each key ``NAME.json`` (what it is), ``NAME.pub.pem`` and, unless a program holds it,
-``NAME.key.pem``: PKCS#8, encrypted under a password with scrypt. Files only, nothing to run;
-copying the folder is a backup of it.
+For each key ``NAME.json`` (its description), ``NAME.pub.pem`` and, unless a program holds it,
+``NAME.key.pem``: PKCS#8, encrypted under a password with scrypt. The folder has nothing but files,
+so a copy of it is a backup.
 """
 
 import json

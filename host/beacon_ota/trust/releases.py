@@ -1,7 +1,7 @@
 """Makes the manifest of a release image, and reads an image's claims for its verification.
 
-Signing looks into the plain image once, with all checks that an upload would make; of an encrypted
-release nobody without the fleet key can make them again.
+Signing checks the plain image once, as an upload would. Of an encrypted release nobody without the
+fleet key can repeat these checks.
 """
 
 import hashlib

@@ -103,7 +103,7 @@ def test_reasons_are_words():
 
 
 def test_secrets_are_in_no_repr(tmp_path):
-    from beacon_ota.orchestrator.core.fleet_state import BeaconState
+    from beacon_ota.orchestrator.core.fleet_records import BeaconState
     from beacon_ota.orchestrator.rollout.types import Beacon
 
     settings = Settings(

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import threading
 
 import pytest
 import requests
@@ -173,30 +172,6 @@ def test_a_stop_that_is_not_stored_is_confirmed_by_nobody(scene):
     assert "Not confirmed" not in browser.get(page, timeout=DEADLINE_S).text
 
 
-def test_a_halt_does_not_wait_for_an_image(scene, monkeypatch):
-    (beacon,) = scene.beacons(1)
-    rollout = scene.release()
-    scene.here(rollout)
-    goes_on = threading.Event()
-    real = Images._download
-
-    def slow(self, row, part):
-        assert goes_on.wait(DEADLINE_S)
-        real(self, row, part)
-
-    monkeypatch.setattr(Images, "_download", slow)
-    later = scene.release("1.2.0")
-    until(lambda: scene.mirror.service.mirror.images._wanted, deadline_s=DEADLINE_S)
-    scene.admin.post_rollout_action(rollout, "halt", "enough")
-    scene.here(rollout, "halted")
-    confirmed(scene, rollout)
-    assert beacon.offer() is None and later not in scene.mirror.service.fleet.rollouts
-    assert scene.mirror.service.mirror.error is None
-    goes_on.set()
-    scene.here(later)
-    assert beacon.offered()["version"] == "1.2.0"
-
-
 def no_image(*_args):
     raise InputError("image_sha256", "odd bytes came")
 
@@ -238,60 +213,6 @@ def test_a_mirror_that_cannot_mark_what_it_tells_says_so(scene):
         elsewhere.let_go()
     assert one["connected"] and one["error"]["code"] == "storage" and one["backlog"] >= 1
     is_listed(scene, "ok")
-
-
-@pytest.mark.parametrize("verb", ["halt", "pause", "abort"])
-def test_a_mirror_that_cannot_write_holds_what_its_primary_stopped(scene, verb):
-    (beacon,) = scene.beacons(1)
-    rollout = scene.release()
-    scene.here(rollout)
-    scene.known(1)
-    scene.even()
-    status = STATUSES[verb]
-    with Elsewhere(scene.mirror) as elsewhere:
-        elsewhere.hold()
-        scene.admin.post_rollout_action(rollout, verb, "enough")
-        scene.here(rollout, status)
-        assert beacon.offer() is None
-        assert waited_for(scene, rollout) == ["lan-a"]  # a restart might lose it
-        assert elsewhere.rollout(rollout)["status"] == "active"
-        if verb != "abort":
-            scene.admin.post_rollout_action(rollout, "resume", "on")
-            scene.here(rollout)
-            scene.admin.post_rollout_action(rollout, verb, "enough")
-            scene.here(rollout, status)
-        elsewhere.let_go()
-    confirmed(scene, rollout)
-    with Elsewhere(scene.mirror) as elsewhere:
-        assert elsewhere.rollout(rollout)["status"] == status
-    assert not scene.mirror.service.stops.to_store()
-
-
-def test_what_a_mirror_holds_for_its_primary_holds_after_a_restart(scene):
-    (beacon,) = scene.beacons(1)
-    rollout = scene.release()
-    scene.here(rollout)
-    scene.known(1)
-    scene.even()
-    with Elsewhere(scene.mirror) as elsewhere:
-        elsewhere.hold()
-        scene.admin.post_rollout_action(rollout, "halt", "enough")
-        scene.here(rollout, "halted")
-        board = scene.mirror.service.stops
-        until(lambda: board.survives_restart, deadline_s=DEADLINE_S, what="the note of it")
-        scene.uplink.cut()
-        scene.mirror.stop()
-        elsewhere.let_go()
-    with Elsewhere(scene.mirror) as elsewhere:
-        before = elsewhere.rollout(rollout)
-    scene.mirror.start()
-    scene.to_mirror(beacon)
-    scene.here(rollout, "halted")
-    assert before["status"] == "active" and beacon.offer() is None
-    assert not told(scene, "mirror.halted")  # it was not the mirror's to say
-    scene.uplink.restore()
-    confirmed(scene, rollout)
-    assert not told(scene, "mirror.halted") and not scene.mirror.service.stops.to_store()
 
 
 def test_a_halt_reaches_a_mirror_whose_image_is_damaged(scene, monkeypatch):

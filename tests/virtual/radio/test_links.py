@@ -250,10 +250,10 @@ def test_latency_delays_and_keeps_order(space: RadioSpace) -> None:
             assert time.monotonic() - start >= 0.3
             got: list[bytes] = []
             await connected.start_notify(FF02, lambda c, data: got.append(bytes(data)))
-            for n in range(20):
+            for n in range(17):
                 beacon.do("send_notification", 0, beacon.handles[0][1], bytes([n]))
-            await until(lambda: len(got) == 20)
-            assert got == [bytes([n]) for n in range(20)]
+            await until(lambda: len(got) == 17)
+            assert got == [bytes([n]) for n in range(17)]
             space.set_conditions(latency=0.0)
 
     asyncio.run(body())

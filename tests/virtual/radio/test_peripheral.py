@@ -13,6 +13,8 @@ from tests.virtual.radio.beacons import (
     FF02,
     FLAG_NOTIFY,
     FLAG_READ,
+    NAME,
+    PROVISIONABLE,
     RX,
     SERVICE,
     Beacon,
@@ -235,3 +237,57 @@ def test_the_power_may_fail_inside_any_call(space: RadioSpace, name: str) -> Non
     assert turns > 4
     beacon.start().advertise()
     assert len(space.list_radios()) == 1
+
+
+# What NimBLE does without a word
+
+
+def test_a_connection_that_fails_leaves_no_word_and_an_empty_advertisement(
+    space: RadioSpace,
+) -> None:
+    beacon = Beacon(space).start().advertise()
+    space.fail_connections(beacon.address)
+
+    async def run() -> None:
+        with pytest.raises(BleakError):
+            await client(beacon).connect()
+
+    asyncio.run(run())
+    wait_until(lambda: beacon.peripheral.advertising)
+    shown = beacon.peripheral.advertising
+    assert shown is not None
+    assert (shown.data, shown.response, shown.connectable) == (b"", NAME, True)
+    assert [event for event, _ in beacon.events] == [CONNECT]
+    assert beacon.do("disconnect", 0) is False
+    beacon.do("start_advertising", 20_000, PROVISIONABLE, NAME, True)
+    assert talk(beacon, lambda connected: asyncio.sleep(0, connected.is_connected))
+
+
+def test_a_host_reset_ends_links_and_advertising(space: RadioSpace) -> None:
+    beacon = Beacon(space).start().advertise()
+
+    async def body(connected: BleakClient) -> None:
+        await asyncio.to_thread(beacon.do, "start_advertising", 20_000, None, None, True)
+        await asyncio.to_thread(beacon.do, "reset_host")
+        await until(lambda: beacon.seen(DISCONNECT))
+
+    talk(beacon, body)
+    assert beacon.peripheral.advertising is None
+    assert not [radio for radio in space.list_radios() if radio["advertising"]]
+    beacon.advertise()
+
+    async def again(connected: BleakClient) -> None:
+        await connected.write_gatt_char(FF01, b"x", response=True)
+
+    talk(beacon, again)
+
+
+def test_a_registration_that_failed_costs_the_next_one(space: RadioSpace) -> None:
+    services = [(bytes([n, 0xF0]), [(RX, FLAG_READ, [])]) for n in range(9)]
+    beacon = Beacon(space).start()
+    refused(errno.E2BIG, beacon.do, "register_services", services)
+    refused(errno.ENOMEM, beacon.do, "register_services", [SERVICE])
+    assert beacon.do("register_services", [SERVICE]) == beacon.handles
+    beacon.do("fail_registration")
+    beacon.do("set_active", True)
+    assert beacon.do("register_services", [SERVICE]) == beacon.handles

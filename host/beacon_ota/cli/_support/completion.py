@@ -1,6 +1,7 @@
-"""Completion of names at a shell's Tab: beacons, rollouts, releases and sites of a server.
+"""Completes names of beacons, rollouts, releases and sites when the shell's Tab is pressed.
 
-Completion never fails and never waits long: a server that does not answer completes nothing.
+The names come from the server. Completion never fails and never waits long: if the server does not
+answer, nothing is completed.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""How the commands show what an orchestrator answers: times, single objects, lists, live views."""
+"""Shows the answers of an orchestrator: times, single objects, lists, live views."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence

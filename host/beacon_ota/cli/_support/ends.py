@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP end a command as Ctrl-C does: it cleans up, and ends what it has started."""
+"""Makes SIGTERM and SIGHUP end a command as Ctrl-C does: with clean-up, and its processes ended."""
 
 import contextlib
 import signal

@@ -1,7 +1,7 @@
 """Help texts without markup: every word is shown, and options stand under their headings.
 
-Markup would take ``[default: …]`` for a tag, and importing what draws boxes costs a third of the
-time that ``--help`` takes.
+Markup would take ``[default: …]`` for a tag, and importing the library that draws boxes costs a
+third of the time that ``--help`` takes.
 """
 
 from functools import partial

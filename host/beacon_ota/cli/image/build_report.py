@@ -1,4 +1,4 @@
-"""What ``image build`` and ``image flash`` print: the image, its parts, and the room it leaves."""
+"""Prints the result of ``image build`` and ``image flash``: the image, its parts, the room left."""
 
 from functools import partial
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Files and values that the options of ``beacon-ota image`` name."""
+"""Reads the files and values that the options of ``beacon-ota image`` name."""
 
 from pathlib import Path
 

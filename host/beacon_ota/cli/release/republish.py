@@ -1,6 +1,6 @@
-"""``beacon-ota release republish``: the way back to a release that was better.
+"""``beacon-ota release republish``: brings an earlier release back under a higher version.
 
-Beacons refuse every downgrade: an earlier release comes back under a higher version, signed anew.
+Beacons refuse every downgrade, so an earlier release gets a higher version and is signed anew.
 Core and code stay byte for byte the same; new are the version and, where keys were rotated since,
 the trusted keys.
 """

@@ -1,4 +1,4 @@
-"""``beacon-ota release sign``: the manifest of an image, signed away from any server."""
+"""``beacon-ota release sign``: makes and signs the manifest of an image, without a server."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""``beacon-ota release verify``: a manifest checked against its image, and as a beacon would."""
+"""``beacon-ota release verify``: checks a manifest against its image, as a beacon would."""
 
 import json as encoder
 from datetime import UTC, datetime

@@ -17,7 +17,7 @@ from beacon_ota.orchestrator.api.access import Operator, RequireRole, Viewer
 from beacon_ota.orchestrator.api.answers import json_response, listing_response
 from beacon_ota.orchestrator.api.dependencies import EngineDep, ServiceDep
 from beacon_ota.orchestrator.clock import format_iso
-from beacon_ota.orchestrator.core.fleet_state import Release
+from beacon_ota.orchestrator.core.fleet_records import Release
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.connection import StorageError
 from beacon_ota.orchestrator.db.tables import Fields, firmwares

@@ -19,7 +19,7 @@ from beacon_ota.orchestrator.api.dependencies import EngineDep, ServiceDep
 from beacon_ota.orchestrator.api.firmwares import image_response
 from beacon_ota.orchestrator.beacon_api.device_types import publish_type_mismatch
 from beacon_ota.orchestrator.core.engine import Engine
-from beacon_ota.orchestrator.core.fleet_state import attempt_from_row
+from beacon_ota.orchestrator.core.fleet_records import attempt_from_row
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.tables import (
     Fields,

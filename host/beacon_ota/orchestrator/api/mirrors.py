@@ -12,7 +12,7 @@ from beacon_ota.orchestrator.api.access import Admin, Viewer
 from beacon_ota.orchestrator.api.answers import json_response, listing_response
 from beacon_ota.orchestrator.api.dependencies import EngineDep, ServiceDep
 from beacon_ota.orchestrator.clock import format_iso
-from beacon_ota.orchestrator.core.fleet_state import attempt_from_row
+from beacon_ota.orchestrator.core.fleet_records import attempt_from_row
 from beacon_ota.orchestrator.db import tables
 from beacon_ota.orchestrator.db.tables import (
     Fields,

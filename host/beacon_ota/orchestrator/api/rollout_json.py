@@ -9,7 +9,7 @@ from beacon_ota.orchestrator.api import unconfirmed
 from beacon_ota.orchestrator.api.coverage import describe_uncovered
 from beacon_ota.orchestrator.clock import format_iso
 from beacon_ota.orchestrator.core.engine import Engine
-from beacon_ota.orchestrator.core.fleet_state import RolloutEntry
+from beacon_ota.orchestrator.core.fleet_records import RolloutEntry
 from beacon_ota.orchestrator.core.rollout_records import load_state
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.tables import Fields, attempts, rollouts

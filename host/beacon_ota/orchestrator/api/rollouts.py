@@ -30,7 +30,7 @@ from beacon_ota.orchestrator.api.rollout_orders import (
 )
 from beacon_ota.orchestrator.clock import format_iso
 from beacon_ota.orchestrator.core.engine import DecideTransitions, Engine
-from beacon_ota.orchestrator.core.fleet_state import RolloutEntry
+from beacon_ota.orchestrator.core.fleet_records import RolloutEntry
 from beacon_ota.orchestrator.core.rollout_records import dump_state, rollout_moved
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.connection import StorageError

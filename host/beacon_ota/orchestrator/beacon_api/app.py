@@ -17,7 +17,7 @@ from beacon_ota.orchestrator.beacon_api.download import serve_blocks, serve_down
 from beacon_ota.orchestrator.beacon_api.poll import answer_poll
 from beacon_ota.orchestrator.beacon_api.refusals import record_refusal
 from beacon_ota.orchestrator.beacon_api.report import accept_report
-from beacon_ota.orchestrator.core.fleet_state import BeaconState
+from beacon_ota.orchestrator.core.fleet_records import BeaconState
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.http import asgi, problems
 from beacon_ota.orchestrator.http.asgi import App, ClientDisconnected, Receive, Scope, Send
@@ -160,7 +160,7 @@ class BeaconApp:
                 headers.append((b"retry-after", b"30"))
             elif not self._event_throttle.count_failure(address):
                 who = error.claimed_sender
-                self.service.fleet.mark_claimed(who, now, error.code, address)
+                self.service.fleet.contacts.mark_claimed(who, now, error.code, address)
                 data = {"code": error.code, "address": address}
                 self.service.hub.broadcast_transient(now, "auth.refused", who, data)
                 log.info("refused %s: %s %s from %s", scope["path"], error.code, who, address)

@@ -1,6 +1,6 @@
 """Checks whether an attempt may go on: it has no result yet, and nothing has called it off."""
 
-from beacon_ota.orchestrator.core.fleet_state import BeaconState
+from beacon_ota.orchestrator.core.fleet_records import BeaconState
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.http.problems import Problem
 from beacon_ota.orchestrator.rollout.decide import is_other_board, may_continue

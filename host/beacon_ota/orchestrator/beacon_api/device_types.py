@@ -18,7 +18,7 @@ import asyncio
 from sqlalchemy import Connection
 
 from beacon_ota.orchestrator.beacon_api.auth import AuthenticationError
-from beacon_ota.orchestrator.core.fleet_state import BeaconState
+from beacon_ota.orchestrator.core.fleet_records import BeaconState
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.tables import Fields, beacons, device_types, events
 from beacon_ota.orchestrator.http.problems import Problem

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from beacon_ota.orchestrator.beacon_api.auth import EMPTY_SHA256, Caller
 from beacon_ota.orchestrator.beacon_api.continuation import check_may_continue
-from beacon_ota.orchestrator.core.fleet_state import BeaconState, Release
+from beacon_ota.orchestrator.core.fleet_records import BeaconState, Release
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.http.asgi import Header, Scope, Send
 from beacon_ota.orchestrator.http.problems import Problem

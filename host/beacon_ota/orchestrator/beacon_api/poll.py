@@ -6,7 +6,7 @@ from urllib.parse import parse_qsl
 
 from beacon_ota.orchestrator.beacon_api.auth import EMPTY_SHA256, Caller
 from beacon_ota.orchestrator.beacon_api.device_types import record_reported_type
-from beacon_ota.orchestrator.core.fleet_state import BeaconState
+from beacon_ota.orchestrator.core.fleet_records import BeaconState
 from beacon_ota.orchestrator.core.service import ROLLBACK_GRACE_S, Service
 from beacon_ota.orchestrator.http import asgi
 from beacon_ota.orchestrator.http.asgi import Scope, Send
@@ -38,7 +38,7 @@ async def answer_poll(
     elif said_type != facts.device_type:
         said_type = await record_reported_type(service, node, said_type, on_trial=on_trial)
         facts = node.beacon
-    view.mark_seen(
+    view.contacts.mark_seen(
         node,
         now,
         version or facts.version,

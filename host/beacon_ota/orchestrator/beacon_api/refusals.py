@@ -4,7 +4,7 @@ Only authenticated, new requests count. A wrong signature or a replayed request 
 stranger: it is kept in memory (``BeaconState.claim``), and writes nothing.
 """
 
-from beacon_ota.orchestrator.core.fleet_state import BeaconState
+from beacon_ota.orchestrator.core.fleet_records import BeaconState
 from beacon_ota.orchestrator.core.health import REFUSED_AFTER
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.tables import events
@@ -15,7 +15,7 @@ REPEAT_EVENT_S = 3600.0  # between two events about one beacon
 def record_refusal(service: Service, node: BeaconState, code: str) -> None:
     """Record one refusal; from ``REFUSED_AFTER`` in a row on, publish ``beacon.refused``."""
     now = service.clock.now()
-    service.fleet.mark_refused(node, now, code)
+    service.fleet.contacts.mark_refused(node, now, code)
     published_at = node.refusal_told_at
     if node.refusals < REFUSED_AFTER or (
         published_at is not None and 0 <= now - published_at < REPEAT_EVENT_S

@@ -18,7 +18,7 @@ from beacon_ota.orchestrator.beacon_api.report_parser import (
     parse_report,
 )
 from beacon_ota.orchestrator.core.attempts import may_attempt_continue, record_outcome_event
-from beacon_ota.orchestrator.core.fleet_state import BeaconState, attempt_from_row
+from beacon_ota.orchestrator.core.fleet_records import BeaconState, attempt_from_row
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.core.stop_board import StopBoard
 from beacon_ota.orchestrator.db.connection import StorageError
@@ -163,7 +163,7 @@ def _update_beacon(
     running = doc.get("firmware_version" if own else "previous_version", facts.version)
     image = doc.get("image_sha256", facts.image)
     on_trial = facts.on_trial and word not in ("success", "rolled_back")
-    service.fleet.mark_seen(node, now, running, image, on_trial, address)
+    service.fleet.contacts.mark_seen(node, now, running, image, on_trial, address)
     node.query = b""
 
 

@@ -59,6 +59,10 @@ class BlockIndexes:
             task.add_done_callback(lambda done: self._loaded(digest, done))
         return await asyncio.shield(task)
 
+    def read(self, digest: str) -> bytes:
+        """Return the index of a plain image; blocks. Raises as :meth:`load`."""
+        return self._cache.get(digest) or self._read_or_compute(digest)
+
     def remove(self, digest: str) -> None:
         """Forget the index of an image that is removed."""
         self._cache.pop(digest, None)

@@ -13,12 +13,8 @@ import asyncio
 from sqlalchemy import Connection
 
 from beacon_ota.orchestrator.clock import Clock
-from beacon_ota.orchestrator.core.fleet_state import (
-    BeaconState,
-    FleetState,
-    attempt_from_row,
-    progress_of,
-)
+from beacon_ota.orchestrator.core.fleet_records import BeaconState, attempt_from_row, progress_of
+from beacon_ota.orchestrator.core.fleet_state import FleetState
 from beacon_ota.orchestrator.core.hub import EventHub
 from beacon_ota.orchestrator.core.stop_board import StopBoard
 from beacon_ota.orchestrator.db import tables

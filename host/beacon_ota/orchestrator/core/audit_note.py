@@ -1,7 +1,7 @@
-"""A note of how far the audit log had come, beside the database and not in its backup.
+"""Notes the newest entry of the audit log in a file beside the database, which no backup contains.
 
-A database that was restored from a backup knows nothing of what was done since: what had been
-halted would go on. It cannot tell by itself; the note can.
+A database that was restored from a backup does not know what was done since, so rollouts that had
+been halted would go on. The note shows at the next start that the database is older.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Ends attempts by what is known without a report: called off, silent for too long, never taken."""
+"""Ends attempts without a report: those called off, silent for too long, or never taken."""
 
 import contextlib
 import dataclasses
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection
 
 from beacon_ota.orchestrator.core.attempts import record_outcome_event
-from beacon_ota.orchestrator.core.fleet_state import RolloutEntry, progress_of
+from beacon_ota.orchestrator.core.fleet_records import RolloutEntry, progress_of
 from beacon_ota.orchestrator.core.rollout_store import RolloutStore
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.core.stop_manager import StopManager

@@ -1,7 +1,7 @@
-"""Who may stop a rollout while the database cannot be asked: a copy in memory, seconds old.
+"""Copies tokens and sessions into memory, for stops while the database does not answer.
 
-It is used for stops only, when the database does not answer. A token revoked from another machine
-a moment before the outage can therefore still stop a rollout; nothing else.
+The copy is seconds old and serves stops only. A token that was revoked from another machine a
+moment before the outage can therefore still stop a rollout, and do nothing else.
 """
 
 import hashlib

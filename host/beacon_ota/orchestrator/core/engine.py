@@ -14,7 +14,7 @@ from typing import TypeVar
 from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator.clock import ClockJumpDetector
 from beacon_ota.orchestrator.core.conclusions import AttemptConclusions
-from beacon_ota.orchestrator.core.fleet_state import RolloutEntry
+from beacon_ota.orchestrator.core.fleet_records import RolloutEntry
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.core.stop_manager import DecideTransitions, stop_unstored
 from beacon_ota.orchestrator.db.connection import StorageError

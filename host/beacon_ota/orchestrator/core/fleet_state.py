@@ -4,23 +4,22 @@ Other modules call it the *view*. A variable ``node`` is a :class:`BeaconState`,
 :class:`Beacon` in it that decisions see, ``entry`` a :class:`RolloutEntry`, and ``lives`` are
 ``ActiveRollout``: what ``decide`` needs of the rollouts that may offer something.
 
-Nothing here is a truth of its own. Every ``put_…`` takes what was committed, in that order, and
-only the event loop's thread calls them. What was stopped and is not committed yet (``stops``) is
-held over it, whatever is read again.
+The view is a copy of the database. Every ``put_…`` takes what was committed, in that order, and
+only the event loop's thread calls them. Stops that are not committed yet (``stops``) are applied
+on top, whatever is read again.
 """
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
-from beacon_ota.orchestrator.core.replay import ReplayGuard, ReplaySlot
+from beacon_ota.orchestrator.core.contacts import ContactLog
+from beacon_ota.orchestrator.core.fleet_records import BeaconState, Release, RolloutEntry
+from beacon_ota.orchestrator.core.replay import ReplayGuard
 from beacon_ota.orchestrator.core.stop_board import Stops, stops_of_rollout
 from beacon_ota.orchestrator.db.guard import keep_from_writer
 from beacon_ota.orchestrator.db.tables import Fields, keys
-from beacon_ota.orchestrator.db.tables.attempts import Progress
-from beacon_ota.orchestrator.db.tables.firmwares import effective_state
 from beacon_ota.orchestrator.db.tables.rollouts import Basis
 from beacon_ota.orchestrator.rollout import decide
 from beacon_ota.orchestrator.rollout.rules import Rollout
@@ -40,75 +39,6 @@ from beacon_ota.orchestrator.rollout.windows import Places, is_known_zone
 log = logging.getLogger("beacon_ota.orchestrator")
 
 _PLACES_MAX = 4096  # sites and tags whose rollouts are remembered
-_REFUSALS_MAX = 1_000_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class UnprovenClaim:
-    """Requests in a beacon's name since it was last heard that nothing proves to be its own.
-
-    Kept in memory only: strangers write nothing down.
-
-    Attributes:
-        code, at, address: of the last one; count: how many were told.
-    """
-
-    code: str
-    at: float
-    address: str
-    count: int
-
-
-@dataclass(slots=True, eq=False)
-class BeaconState:
-    """A registered beacon."""
-
-    beacon: Beacon
-    key: bytes = field(repr=False)
-    next_key: bytes | None = field(repr=False)
-    given_keys: tuple[bytes, ...] = field(repr=False)
-    replay: ReplaySlot
-    last_seen: float | None
-    address: str = ""
-    query: bytes = b""  # of the last poll: the same one need not be read again
-    attempts: list[Attempt] = field(default_factory=list)  # of the rollouts in memory
-    offering: Any = None  # the future of an offer that is being committed
-    back_at: float | None = None  # first poll from the old image after it went to reboot
-    progress: int | None = None
-    questioned_at: float | None = None  # when it was last told that it says it is another board
-    refused_code: str | None = None  # of its last authenticated request that was refused
-    refused_at: float | None = None
-    refusals: int = 0  # since its last poll that was answered
-    refusal_told_at: float | None = None
-    claim: UnprovenClaim | None = None  # what came in its name, and could not be its own
-
-
-@dataclass(slots=True, eq=False)
-class Release:
-    """A stored release, with the part of its offer that is the same for everybody."""
-
-    row: Fields
-    static: str  # JSON members, without the braces
-
-    @property
-    def state(self) -> str:
-        """The release state that decisions see."""
-        return effective_state(self.row)
-
-
-@dataclass(slots=True, eq=False)
-class RolloutEntry:
-    """A rollout that may still hand out its release, and its attempts."""
-
-    rollout: Rollout
-    state: RolloutState  # as it holds: what is committed, and what was stopped since
-    stored: RolloutState  # as it is committed
-    revision: int
-    created_at: float
-    attempts: dict[str, Attempt] = field(default_factory=dict)
-    open_ids: set[str] = field(default_factory=set)
-    due: float | None = None  # when it wants to look again by itself
-    retired: bool = False  # it hands out nothing any more; what is under way comes to its end
 
 
 class FleetState:
@@ -129,9 +59,8 @@ class FleetState:
         self.open_attempts: dict[str, Attempt] = {}
         self.places = Places(zone=zone, window=window)
         self.on_change: Callable[[], object] = lambda: None  # an attempt came to its end, or has to
-        self.unflushed: dict[str, BeaconState] = {}  # heard from since the last flush
+        self.contacts = ContactLog(self.beacons)
         self.stops: Stops = {}  # not stored yet; they hold over whatever is read
-        self._refused: dict[str, BeaconState] = {}  # refused since then
         self._lives: dict[str, list[decide.ActiveRollout]] = {}
         self._lives_by_place: dict[tuple[str, str, frozenset[str]], list[decide.ActiveRollout]] = {}
         self._busy: dict[str, int] = {}
@@ -201,99 +130,13 @@ class FleetState:
     def drop_beacon(self, beacon_id: str) -> None:
         """Forget a beacon."""
         node = self.beacons.pop(beacon_id, None)
-        self.unflushed.pop(beacon_id, None)
-        self._refused.pop(beacon_id, None)
+        self.contacts.forget_beacon(beacon_id)
         if node is None or not node.attempts:
             return
         self._left[beacon_id] = node.attempts
         for attempt in node.attempts:
             self._vacate(attempt.id)  # nobody is waited for
         self.on_change()
-
-    def mark_seen(
-        self,
-        node: BeaconState,
-        now: float,
-        version: str,
-        image: str,
-        on_trial: bool,
-        address: str,
-        said_type: str = "",
-    ) -> None:
-        """Note what a beacon said of itself; written with the next flush.
-
-        Args:
-            said_type: the device type; "" where it says none.
-        """
-        facts = node.beacon
-        node.beacon = Beacon(
-            facts.id,
-            facts.device_type,
-            version,
-            image,
-            now,
-            facts.channel,
-            facts.site,
-            facts.tags,
-            on_trial,
-            facts.quarantined,
-            facts.cleared_at,
-            said_type or facts.said_type,
-        )
-        node.last_seen = now
-        node.address = address
-        node.claim = None
-        self.unflushed[facts.id] = node
-
-    def mark_refused(self, node: BeaconState, now: float, code: str) -> None:
-        """Note that a beacon's own request was refused; written with the next flush."""
-        node.refused_code, node.refused_at = code, now
-        node.refusals = min(node.refusals + 1, _REFUSALS_MAX)
-        self._refused[node.beacon.id] = node
-
-    def mark_claimed(self, beacon_id: str, now: float, code: str, address: str) -> None:
-        """Note a request in a beacon's name that nothing proves to be its own."""
-        node = self.beacons.get(beacon_id)
-        if node is not None:
-            count = min(1 if node.claim is None else node.claim.count + 1, _REFUSALS_MAX)
-            node.claim = UnprovenClaim(code, now, address, count)
-
-    def take_seen_rows(self) -> list[Fields]:
-        """Return the rows of a flush, and begin anew."""
-        dirty, self.unflushed = self.unflushed, {}
-        return [
-            {
-                "beacon": beacon_id,
-                "at": node.last_seen,
-                "running": node.beacon.version,
-                "running_image": node.beacon.image,
-                "running_state": "trial" if node.beacon.on_trial else "valid",
-                "from_address": node.address,
-                "says_type": node.beacon.said_type or None,
-                "times_refused": None if node.refusals else 0,
-            }
-            for beacon_id, node in dirty.items()
-        ]
-
-    def take_refused_rows(self) -> list[Fields]:
-        """Return the rows of those refused since the last flush, and begin anew."""
-        refused, self._refused = self._refused, {}
-        return [
-            {
-                "beacon": beacon_id,
-                "why_refused": node.refused_code,
-                "when_refused": node.refused_at,
-                "times_refused": node.refusals,
-            }
-            for beacon_id, node in refused.items()
-        ]
-
-    def restore_rows(self, heard: list[Fields], refused: list[Fields]) -> None:
-        """Put back the rows of a flush that could not be written."""
-        for rows, kept in ((heard, self.unflushed), (refused, self._refused)):
-            for row in rows:
-                if (node := self.beacons.get(row["beacon"])) is not None:
-                    kept.setdefault(row["beacon"], node)
 
     # ---- places ----
 
@@ -551,32 +394,4 @@ class FleetState:
             left[:] = [other for other in left if other.id != attempt.id]
 
 
-keep_from_writer(FleetState, BeaconState, Release, RolloutEntry)
-
-
-def progress_of(attempt: Attempt) -> Progress:
-    """Return how far an attempt has come."""
-    return Progress(attempt.offered_at, attempt.taken_at, attempt.rebooting_at)
-
-
-def attempt_from_row(row: Mapping[Any, Any]) -> Attempt:
-    """Return a row of the table as decisions see it."""
-    return Attempt(
-        id=row["id"],
-        beacon_id=row["beacon_id"],
-        rollout_id=row["rollout_id"],
-        firmware_id=row["firmware_id"],
-        wave=row["wave"],
-        stage=row["stage"],
-        offered_at=row["offered_at"],
-        taken_at=row["taken_at"],
-        rebooting_at=row["rebooting_at"],
-        ended_at=row["ended_at"],
-        result=None if row["result"] is None else Result(row["result"]),
-        failed_in=row["failed_in"],
-        is_remote=row["mirror"] is not None,
-        undone_at=row["late_at"]
-        if row["result"] == "success" and row["late_result"] == "rolled_back"
-        else None,
-        blamed_at=row["blamed_at"],
-    )
+keep_from_writer(FleetState)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from beacon_ota.orchestrator.core.fleet_state import BeaconState, Release
+from beacon_ota.orchestrator.core.fleet_records import BeaconState, Release
 from beacon_ota.orchestrator.rollout.decide import OUTCOMES
 from beacon_ota.orchestrator.rollout.types import Attempt, Result
 

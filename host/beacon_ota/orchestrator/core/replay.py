@@ -1,24 +1,24 @@
 """The replay guard: no signed request is accepted twice, whatever the clocks do.
 
 Every beacon has a slot in a file that the orchestrator's processes map into memory. It holds the
-nonces of the beacon's last requests in the order of their arrival. When a newer one takes the room
-of one of them, the time at which that was signed is marked as *forgotten*: in slices of 8 s for
-the last 4½ hours; anything older as one span from earliest to latest. A request that is neither
-remembered nor from a forgotten time is certainly new. So the memory is bounded, and nothing depends
-on clocks that only go forward: when the clock was set back, requests from a time from which none
-was accepted are accepted at once.
+nonces of the beacon's last requests in the order of their arrival. When a new nonce takes the place
+of an old one, the time at which the old request was signed is marked as *forgotten*: in slices of
+8 s for the last 4½ hours; anything older as one span from earliest to latest. A request that is
+neither remembered nor from a forgotten time is certainly new. So the memory is bounded, and the
+clock may be set back: requests from a time from which none was accepted are accepted at once.
 
-The file outlives the processes: killed and started again they know what they knew. After a reset
-of the machine the file may be older than what was accepted; up to which time that can be is
-written down ahead (``reserved``) and synchronised before anything beyond it is accepted.
+The file outlives the processes: a kill and a restart lose nothing of it. After a reset of the
+machine the file may lack the last requests. The guard therefore writes down in advance, and
+synchronises, up to which time it may accept requests (``reserved``); after a reset, everything
+signed before that time counts as forgotten.
 
-A request from a forgotten time is refused as one whose clock is off, and told a time to sign with
-instead. Usually that is now. It is later when the clock was set back to a forgotten time; then a
-request from that later time is accepted, too.
+A request from a forgotten time is refused as one whose clock is off. The refusal has a time to sign
+with instead: usually now, or later when the clock was set back to a forgotten time; then a request
+from that later time is accepted, too.
 
-Every change is ordered so that a process that is killed in between leaves what refuses too much,
-never too little: a time is marked before its nonce is overwritten, a request counts only when its
-entry is complete. Numbers that matter are single aligned words.
+Every change is ordered so that a process that is killed in between leaves a file that refuses too
+much, never too little: a time is marked before its nonce is overwritten, and a request counts only
+when its entry is complete. Numbers that matter are single aligned words.
 """
 
 import contextlib

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from beacon_ota.errors import UsageError
-from beacon_ota.orchestrator.core.fleet_state import RolloutEntry, attempt_from_row
+from beacon_ota.orchestrator.core.fleet_records import RolloutEntry, attempt_from_row
 from beacon_ota.orchestrator.core.rollout_records import (
     dump_state,
     insert_rollout,

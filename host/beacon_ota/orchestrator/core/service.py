@@ -22,11 +22,8 @@ from beacon_ota.orchestrator.core import credential_cache
 from beacon_ota.orchestrator.core.attempts import Attempts
 from beacon_ota.orchestrator.core.audit_note import AuditHeadNote
 from beacon_ota.orchestrator.core.credential_cache import CredentialCache
-from beacon_ota.orchestrator.core.fleet_state import (
-    BeaconState,
-    FleetState,
-    Release,
-)
+from beacon_ota.orchestrator.core.fleet_records import BeaconState, Release
+from beacon_ota.orchestrator.core.fleet_state import FleetState
 from beacon_ota.orchestrator.core.hub import EventHub
 from beacon_ota.orchestrator.core.replay import REPLAYS_FILE, ReplayGuard
 from beacon_ota.orchestrator.core.shared_counters import ServedCounts, SharedCounters
@@ -253,12 +250,13 @@ class Service:
 
     async def flush_last_seen(self) -> None:
         """Write when beacons were last heard from, and what they run."""
-        rows, refused = self.fleet.take_seen_rows(), self.fleet.take_refused_rows()
+        contacts = self.fleet.contacts
+        rows, refused = contacts.take_seen_rows(), contacts.take_refused_rows()
         if rows or refused:
             try:
                 await self.db.write(beacons.record_seen, rows, refused)
             except StorageError:
-                self.fleet.restore_rows(rows, refused)
+                contacts.restore_rows(rows, refused)
                 raise
 
     async def _flushing(self) -> None:

@@ -1,7 +1,7 @@
-"""What the processes of one machine have served together: a place in shared memory for each.
+"""Counts what the processes of one machine have served, each in its own place of shared memory.
 
-Whoever asks one of them for metrics gets the sum; and a process that takes another's place goes
-on from what that one had counted, so that no counter ever goes back.
+The metrics of any process are the sum over all. A process that replaces another one goes on from
+its numbers, so that no counter ever goes back.
 """
 
 import dataclasses

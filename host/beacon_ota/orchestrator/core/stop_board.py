@@ -1,14 +1,14 @@
-"""What was stopped and is not in the database yet: in memory that all workers share, and a file.
+"""Holds stops that are not in the database yet: in memory that all workers share, and in a file.
 
-A stop (pause, halt, abort) must not wait for a disk that is full, a lock that somebody holds, or a
-database that is away. It is put here first, and holds at every worker of this orchestrator before
-anything is written. What the database does not take in time is noted in a file of the data folder
-as well, whose blocks were reserved at an earlier start, so that a full disk takes it; the next
-start reads it before anybody is answered.
+A stop (pause, halt, abort) must not wait for a full disk, a lock or an unreachable database. It is
+put here first, and then holds at every worker of this orchestrator. If the database does not take
+it in time, the stop is also written into a file of the data folder, whose blocks were reserved at
+an earlier start, so that a full disk takes it. The next start reads the file before it answers any
+request.
 
-Each worker writes to a place of its own, so that nobody waits for a lock that a killed one held;
-all read all. A place is two halves that are written in turn: whoever reads, or finds the file after
-a power cut, gets one that is whole. The file is the same bytes.
+Each worker writes only to its own place, so that no worker waits for the lock of a killed one; all
+workers read all places. A place has two halves that are written in turn, so that a reader, also of
+the file after a power cut, always finds one that is complete. The file has the same bytes.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 """Stops rollouts: in memory at once, in the database when it takes it.
 
-A stop by hand, or a gate that trips, holds at every worker from the moment when it is put on the
-board (``stops``), whatever the database does. It is stored over whatever is committed by then,
-in one transaction that reads the rollout again, and tried until it is.
+A stop by an administrator or a gate holds at every worker from the moment when it is put on the
+board (``stops``), whatever the database does. One transaction then reads the rollout again and
+stores the stop on top of what is committed; this is repeated until it succeeds.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from sqlalchemy import Connection
 
 from beacon_ota.errors import BeaconOtaError, UsageError
-from beacon_ota.orchestrator.core.fleet_state import RolloutEntry
+from beacon_ota.orchestrator.core.fleet_records import RolloutEntry
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.core.stop_board import ALL_ROLLOUTS, PRIMARY
 from beacon_ota.orchestrator.db.connection import StorageError

@@ -2,13 +2,13 @@
 
 SQLite, or PostgreSQL with any number of processes. Both have one writing transaction at a time:
 SQLite by itself, PostgreSQL by a lock that such a transaction takes first. So what a transaction
-reads stays true until it commits, the chain of the audit log has one end, and whatever is
-numbered is numbered in the order of the commits. A transaction carries up to 512 changes.
+reads stays true until it commits, the chain of the audit log has one end, and numbers that rows
+get follow the order of the commits. A transaction carries up to 512 changes.
 
-Store functions are synchronous and take a connection; they neither commit nor touch anything but
-the database, so that a batch of them can be one transaction and can be run again one by one when
-a single one of them fails. What they need of the view is read before they are queued, and given to
-them as values: they run later, in another thread, and the view has gone on by then (``guard``).
+Store functions are synchronous and take a connection. They neither commit nor use anything but the
+database, so that many of them can share one transaction, and each can run again by itself when one
+of them fails. They get the values that they need of the fleet state as arguments, because they run
+later, in another thread, when the fleet state may have changed (``guard``).
 """
 
 import asyncio

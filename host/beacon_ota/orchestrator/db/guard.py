@@ -1,7 +1,8 @@
-"""Objects of the view that the database's writer may not read; switched on by the test suite.
+"""Finds functions of the database's writer that read the fleet state; for the test suite.
 
-What a function handed to the writer reads of the view is of the moment when it runs, not of the
-moment when it was decided upon. With ``BEACON_OTA_GUARD`` in the environment such a read raises.
+A function for the writer runs later than the decision that it belongs to, when the fleet state may
+have changed, so it must get its values as arguments. With ``BEACON_OTA_GUARD`` in the environment,
+an object of the fleet state raises an error when the writer's thread reads it.
 """
 
 import os

@@ -1,6 +1,6 @@
-"""The tables. Times are UTC seconds (double), identifiers of ours are 24 hex characters.
+"""The tables. Times are UTC seconds (double); identifiers that we make are 24 hex characters.
 
-Nothing here is counted up: every number shown is derived from rows that exist once.
+No column is a counter: every number that is shown is computed from rows.
 """
 
 from sqlalchemy import (

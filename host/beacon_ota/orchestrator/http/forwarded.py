@@ -1,8 +1,8 @@
-"""Who a request is from, when a proxy in front of us says so: only such a proxy is believed.
+"""Finds the client of a request behind proxies; only trusted proxies are believed.
 
-Each proxy appends the address that it was called from to ``X-Forwarded-For``. So the list is read
-from its end, over the proxies that are trusted, up to the first address that is none of them.
-Whatever stands before that was said by a stranger.
+Each proxy appends the address that called it to ``X-Forwarded-For``. So the list is read from its
+end, over the trusted proxies, up to the first address that is not one of them. Anything before that
+address may be forged.
 """
 
 import ipaddress

@@ -1,1 +1,1 @@
-"""A distribution point on a site: its exchange with the primary, its engine."""
+"""A mirror, the orchestrator of a site: its exchange with the primary, its engine."""

@@ -1,7 +1,7 @@
-"""The engine of a mirror: it settles what its own beacons do, and may stop, not go on.
+"""The engine of a mirror: ends the attempts of its own beacons, and may halt a rollout.
 
-Stages are opened by the primary alone. A halt made here holds here at once; it is told, with what
-it rests on, when the primary can be reached.
+Only the primary opens stages. A halt that is made here holds here at once; the primary is told of
+it, with the failures behind it, when it can be reached.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from beacon_ota.orchestrator.core.engine import Engine
-from beacon_ota.orchestrator.core.fleet_state import RolloutEntry
+from beacon_ota.orchestrator.core.fleet_records import RolloutEntry
 from beacon_ota.orchestrator.core.rollout_records import dump_state, load_state
 from beacon_ota.orchestrator.db.connection import StorageError
 from beacon_ota.orchestrator.db.tables import Fields, audit, events, outbox, rollouts

@@ -1,6 +1,6 @@
-"""The images that a mirror is to have: fetched in the background, one after the other.
+"""Fetches the images that a mirror needs, in the background, one after the other.
 
-Beside the exchange, which goes on meanwhile: a halt does not wait for the end of a download.
+The exchange with the primary goes on meanwhile, so that a halt does not wait for a download.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
-"""Reads what a primary answers a mirror, before anything of it is written down.
+"""Parses the primary's answer to a mirror, before anything of it is written down. Pure.
 
-The two are upgraded one after the other, so that either may be the newer one. Fields that this
-release does not know are let go. A row that it cannot read is named and left out: what it cannot
-read of a rollout, it does not hand out. An answer that is none is refused as a whole. Pure.
+Primary and mirror are upgraded one after the other, so either may be the newer one. Fields that
+this release does not know are ignored. A row that it cannot read is named and left out, and the
+release of an unreadable rollout is not handed out. An answer of another form is refused as a whole.
 """
 
 import json

@@ -1,16 +1,15 @@
-"""``serve --upstream URL``: a distribution point on a site's LAN.
+"""``serve --upstream URL``: a mirror, the orchestrator on a site's LAN.
 
-An orchestrator with a database of its own that serves the beacons of its site by the same code,
-within the stages that the primary has opened. It opens none itself; what it decides alone is to
-stop: when failures among its own beacons trip a gate, the release is withheld here at once, and
-everywhere as soon as the primary hears of it. All that its beacons do is told to the primary in
-order and once; while the uplink is down it waits in the database, through restarts and for days.
+A mirror has a database of its own, and serves the beacons of its site by the same code as the
+primary, within the stages that the primary has opened. It opens none itself, but it can stop: when
+failures among its own beacons trip a gate, it withholds the release at once, and the primary halts
+the rollout everywhere as soon as it hears of that. The mirror reports all that its beacons do, in
+order and once; while the uplink is down the reports wait in the database, also through restarts.
 """
 
 import asyncio
 import json
 import logging
-from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection
@@ -18,27 +17,19 @@ from sqlalchemy import Connection
 from beacon_ota import __version__
 from beacon_ota.client import Client
 from beacon_ota.errors import BeaconOtaError, DeniedError, InputError, ReachError, UsageError
-from beacon_ota.orchestrator.core.fleet_state import attempt_from_row
-from beacon_ota.orchestrator.core.rollout_records import load_state
 from beacon_ota.orchestrator.core.service import Service
-from beacon_ota.orchestrator.core.stop_board import PRIMARY
 from beacon_ota.orchestrator.db.connection import StorageError
 from beacon_ota.orchestrator.db.tables import (
     Fields,
-    attempts,
-    beacons,
     changes,
-    firmwares,
     outbox,
-    rollouts,
-    sites,
 )
 from beacon_ota.orchestrator.db.tables.mirror_watch import SKEW_S
 from beacon_ota.orchestrator.lease import Lease
 from beacon_ota.orchestrator.mirror import state as mirror_state
 from beacon_ota.orchestrator.mirror.engine import MirrorEngine
+from beacon_ota.orchestrator.mirror.given import GivenState
 from beacon_ota.orchestrator.mirror.images import Images
-from beacon_ota.orchestrator.rollout.types import Kind, Status, Transition
 
 log = logging.getLogger("beacon_ota.orchestrator")
 
@@ -48,11 +39,6 @@ _ITEMS = 500
 _BYTES = 128 * 1024  # of an exchange's changes; the primary takes twice that
 _LEASE = "mirror.lease"  # the setting in which it is kept
 _NEVER = ("token_wrong", "not_a_mirror")  # the primary knows this mirror no more
-_STOPPED = {  # what a rollout that stands so was stopped by
-    Status.PAUSED: Kind.PAUSED,
-    Status.HALTED: Kind.HALTED,
-    Status.ABORTED: Kind.ABORTED,
-}
 _VAIN = ("unreachable", "mirror_protocol")  # whatever is told
 
 
@@ -76,15 +62,11 @@ class Mirror:
         self._epoch = ""
         self._have = ""
         self._news = True  # something was given that the primary may forget: that is to be noticed
-        self._moves = ""  # up to which move of the primary's rollouts this mirror acts
-        self._given: mirror_state.PrimaryAnswer | None = None  # and not wholly taken yet
-        self._lacking: set[str] = set()  # releases of it that wait for their images
-        self._sound_there: set[str] = set()  # releases, as the primary said last
+        self.given = GivenState(service, engine, self.images)
         self._wake = asyncio.Event()
         self.error: str | None = None
         self.why = ""
         self.failing_since: float | None = None
-        self.fault = ""  # what of the primary's word cannot be read here
         self.skew_s: float | None = None
         self._over = False  # as the log was told
         self.contact: float | None = None  # the last exchange that worked
@@ -101,7 +83,7 @@ class Mirror:
 
     def _load(self, conn: Connection) -> None:
         self.lease.restore(changes.get_setting(conn, _LEASE))
-        self._moves = outbox.get_moves(conn)
+        self.given.moves = outbox.get_moves(conn)
         self.contact = self.lease.contact
 
     def wake(self) -> None:
@@ -127,8 +109,8 @@ class Mirror:
 
     def _lasting(self) -> tuple[str, str] | None:
         """Return what is wrong beside the exchange itself."""
-        if self.fault:
-            return "state_unread", self.fault
+        if self.given.fault:
+            return "state_unread", self.given.fault
         for firmware_id, error in list(self.images.faults.items()):
             return error.code, f"release {firmware_id} is not here: {error}"
         if self.skew_s is not None and abs(self.skew_s) >= SKEW_S:
@@ -150,7 +132,7 @@ class Mirror:
             ),
             "version": __version__,
             "url": self.address,
-            "moves": self._moves,
+            "moves": self.given.moves,
             "lease_s": self.lease.span_s,
             "skew_s": None if self.skew_s is None else round(self.skew_s, 1),
             "error": None if trouble is None else {"code": trouble[0], "detail": trouble[1][:300]},
@@ -160,7 +142,7 @@ class Mirror:
         """Return how the mirror is, for whoever probes it: nothing in it is secret."""
         trouble = self.trouble()
         return {
-            "in_step": self.error is None and not self.fault and self.contact is not None,
+            "in_step": self.error is None and not self.given.fault and self.contact is not None,
             "error": None if trouble is None else trouble[0],
             "silent_s": None
             if self.contact is None
@@ -245,8 +227,8 @@ class Mirror:
 
     async def _exchange(self) -> None:
         db = self.service.db
-        if self._given is not None and self.images.fetched:
-            await self._take(self._given)
+        if self.given.waiting is not None and self.images.fetched:
+            await self._take(self.given.waiting)
         await self.service.flush_last_seen()
         begun = confirmed = False
         more = True
@@ -258,7 +240,7 @@ class Mirror:
             after, mark = await (db.write if telling else db.read)(outbox.next_exchange, telling)
             if any(item.what == "halts" for item in items):
                 self._have = ""  # what comes of them is to be heard, whatever it is
-            moves = self._moves
+            moves = self.given.moves
             began = self.service.clock.now()
             reply, refused = await self._tell(items, after, mark)
             given = await asyncio.to_thread(mirror_state.read_answer, reply)
@@ -277,17 +259,15 @@ class Mirror:
                 await db.write(outbox.acknowledge, seq, mark)
                 self._news = False
             if given.state is not None:
-                rows = given.state["firmwares"]
-                self._sound_there = {row["id"] for row in rows if _is_sound(row)}
-                self._have, self._given = "", None
+                self.given.note_sound(given.state["firmwares"])
                 await self._take(given)
-                if not self._owes(given):
+                if not self.given.owes_attempts(given):
                     self._have = given.etag
-            elif self._given is None and self._damaged():
+            elif self.given.waiting is None and self.given.is_damaged_here():
                 self._have = ""  # ask for everything: it is to be fetched again
-            if given.moves and given.moves != self._moves and given.state is None:
+            if given.moves and given.moves != self.given.moves and given.state is None:
                 await db.write(outbox.set_moves, given.moves)  # of what does not concern us
-                self._moves = given.moves
+                self.given.moves = given.moves
             # What was told at `began` was answered, and is in force here.
             self.contact = self.service.clock.now()
             self.lease.renew(began)
@@ -295,7 +275,7 @@ class Mirror:
             if refused is not None:
                 raise refused
             more = more or await self._review(doubted)
-            more = more or moves != self._moves  # that it is done is told at once
+            more = more or moves != self.given.moves  # that it is done is told at once
             if self._news and not confirmed:
                 more = confirmed = True
         self.backlog = await db.read(outbox.backlog_size)
@@ -366,119 +346,12 @@ class Mirror:
             log.warning("this clock agrees with the primary's again")
         self.skew_s = skew
 
-    def _damaged(self) -> bool:
-        """Tell whether an image is damaged here that is sound, as far as we know, elsewhere."""
-        return any(
-            one.row["damaged_at"] is not None and one.row["id"] in self._sound_there
-            for one in self.service.fleet.releases.values()
-        )
-
-    # ---- what the primary gives ----
-
     async def _take(self, given: mirror_state.PrimaryAnswer) -> None:
-        """Write down what the primary gives, and act on it; images that lack come later.
-
-        A rollout that is here already is moved at once, whatever lacks: no halt waits for that.
-        """
-        state = given.state
-        assert state is not None
-        lacking: list[Fields] = []
-        without: set[str] = set()
-        for row in state["firmwares"]:
-            if not _is_sound(row):
-                if row["id"] not in self.service.fleet.releases:
-                    without.add(row["id"])  # withdrawn before it was here: nothing to wait for
-            elif await self.images.lacks(row):
-                lacking.append(row)
-                without.add(row["id"])
-        fetched = self.images.fetched - without
+        """Have what the primary gives written down and in force; images that lack come later."""
         self._have = ""  # until it is written down
-        self._hold(state)
-        await asyncio.shield(
-            self.service.db.write(_written, given, without, fetched, then=self._put)
-        )
-        self.images.fetched -= fetched
-        self.images.want(lacking)
-        if (fault := given.fault()) != self.fault:
-            if fault:
-                log.warning("what the primary gives cannot all be read: %s", fault)
-            self.fault = fault
-        if given.moves:
-            self._moves = given.moves
-        self._lacking = {row["id"] for row in lacking}
-        self._given = given if lacking else None
-        self._news |= not lacking
+        await self.given.apply(given)
+        self._news |= not self.given.lacking
         self.engine.wake()
-
-    def _owes(self, given: mirror_state.PrimaryAnswer) -> bool:
-        """Tell whether attempts of our own wait for their image: they are given only to who asks
-        for everything, so that is asked for until they are taken.
-        """
-        assert given.state is not None
-        return any(
-            row["mirror"] is None and row["firmware_id"] in self._lacking
-            for row in given.state["attempts"]
-        )
-
-    def _hold(self, state: Fields) -> None:
-        """Stop in memory what the primary has stopped, before that is written down, if it can be.
-
-        What an earlier word of the primary stopped so, and this one does not, goes on.
-        """
-        board = self.service.stops
-        given = {row["id"]: load_state(row["state"]).status for row in state["rollouts"]}
-        held = {
-            key: one for key, those in board.to_store().items() for one in those if _is_its(one)
-        }
-        for key, change in held.items():
-            if _STOPPED.get(given.get(key, Status.ABORTED)) != change.kind:
-                board.drop(key, (change,))
-        now = self.service.clock.now()
-        for key, entry in self.service.fleet.rollouts.items():
-            kind = _STOPPED.get(given.get(key, Status.ABORTED))
-            if kind is not None and entry.stored.status is not given.get(key, Status.ABORTED):
-                board.put(key, (Transition(now, kind, None, None, by=PRIMARY),))
-        self.service.sync_stops()
-
-    def _let_go(self) -> None:
-        """What the primary has stopped is written down, and holds by itself."""
-        board = self.service.stops
-        for key, those in board.to_store().items():
-            board.drop(key, [one for one in those if _is_its(one)])
-        self.service.sync_stops()
-
-    def _put(self, rows: Fields) -> None:
-        view = self.service.fleet
-        view.put_sites(rows["sites"])
-        for row in rows["beacons"]:
-            view.put_beacon(row)
-        for beacon_id in set(view.beacons) - {row["id"] for row in rows["beacons"]}:
-            view.drop_beacon(beacon_id)
-        for row in rows["firmwares"]:
-            view.put_release(row)
-        for row in rows["rollouts"]:
-            entry = view.rollouts.get(row["id"])
-            if entry is None:
-                self.engine.apply_row(row)
-            else:
-                state = load_state(row["state"])
-                view.put_rollout(entry.rollout, state, row["revision"], entry.created_at)
-        for key in set(view.rollouts) - {row["id"] for row in rows["rollouts"]}:
-            entry = view.rollouts[key]  # over, with nothing under way
-            over = replace(entry.state, status=Status.ABORTED)
-            view.put_rollout(entry.rollout, over, entry.revision, entry.created_at)
-        for row in rows["attempts"]:
-            view.put_attempt(attempt_from_row(row))
-        self._let_go()
-
-
-def _is_its(change: Transition) -> bool:
-    """Tell whether the primary made this stop."""
-    return change.by == PRIMARY
-
-
-def _is_sound(row: Fields) -> bool:
-    return row["state"] != "deprecated" and row["damaged_at"] is None
 
 
 def _fitting(items: list[outbox.Item]) -> tuple[list[outbox.Item], bool]:
@@ -489,21 +362,3 @@ def _fitting(items: list[outbox.Item]) -> tuple[list[outbox.Item], bool]:
         if size > _BYTES and index:
             return items[:index], True
     return items, len(items) == _ITEMS
-
-
-def _written(
-    conn: Connection, given: mirror_state.PrimaryAnswer, without: set[str], fetched: set[str]
-) -> Fields:
-    """Write down what the primary gave; returns all rows as they are now."""
-    assert given.state is not None
-    outbox.import_state(conn, given.state, without, fetched, given.unread)
-    if given.moves:
-        outbox.set_moves(conn, given.moves)
-    releases = [row["id"] for row in firmwares.list_all(conn)]
-    return {
-        "sites": sites.list_all(conn),
-        "beacons": [dict(row._mapping) for row in beacons.list_all(conn)],
-        "firmwares": firmwares.list_all(conn),
-        "rollouts": rollouts.list_under_way(conn),
-        "attempts": [dict(row._mapping) for row in attempts.list_for_releases(conn, releases)],
-    }

@@ -1,4 +1,4 @@
-"""Looks after the mirrors of a primary: what is wrong with one becomes an event, and its end."""
+"""Watches the health of a primary's mirrors: becoming unhealthy is an event, and so is recovery."""
 
 import asyncio
 import logging

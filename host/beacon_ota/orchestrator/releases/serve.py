@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from beacon_ota.orchestrator.blobs.local import BlobDamaged
-from beacon_ota.orchestrator.core.fleet_state import Release
+from beacon_ota.orchestrator.core.fleet_records import Release
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.http import asgi
 from beacon_ota.orchestrator.http.asgi import Header, Scope, Send

@@ -1,4 +1,4 @@
-"""Whom a rollout does not reach, though its waves select them: beacons of other boards."""
+"""Finds the beacons that a rollout's waves select but its release does not fit: other boards."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""Who is offered what, now: the answer to one poll, and to one report of an attempt.
+"""Decides what a beacon is offered: the answer to one poll, and to one report of an attempt.
 
 The newest rollout that has reached a beacon decides about it. Older ones count only where newer
 ones stand aside (halted, aborted, not open for this beacon yet, not for this beacon at all);

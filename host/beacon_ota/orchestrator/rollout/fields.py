@@ -1,6 +1,6 @@
-"""Reading tables that somebody else wrote: field by field, strictly, with named errors.
+"""Reads the tables of plans that people write: field by field, strictly, with named errors.
 
-A reader takes a value and the name of its place, ``waves[1].opens``, and returns what it means.
+A reader takes a value and the name of its place, ``waves[1].opens``, and returns the parsed value.
 """
 
 import re

@@ -1,8 +1,8 @@
-"""When a beacon should ask again: spread over the fleet, the same for the same question.
+"""When a beacon should poll again: spread over the fleet, the same for the same question.
 
-Every beacon owns a moment within the polling period, drawn from its id, and is sent to it. A
-building that comes back from a power cut asks all at once only the first time. A moment that
-many wait for (a window that opens) is spread the same way, drawn anew for each such moment.
+Every beacon has its own moment within the polling period, drawn from its id. So a building that
+comes back from a power cut asks all at once only the first time. Beacons that wait for the same
+moment (a window that opens) are spread after it in the same way, drawn anew for each such moment.
 """
 
 import hashlib

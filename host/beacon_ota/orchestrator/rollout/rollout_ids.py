@@ -1,9 +1,9 @@
-"""Choosing a rollout's id so that its stages come out as ordered.
+"""Chooses a rollout's id so that its stages have the sizes that were ordered.
 
-Where a beacon stands follows from the rollout's id alone, and of 600 beacons a share of 10 % is 60
-only on average: in half of all rollouts there would be more canaries than were asked for, and in a
-building of five mostly none. The id is free to choose. So a few are tried on the fleet as it is,
-and the one is taken that keeps to the shares best, with one canary in the smallest waves, too.
+The rollout's id decides in which stage a beacon is. A share of 10 % is 60 of 600 beacons only on
+average: half of all rollouts would have more canaries than were ordered, and in a building of five
+there would mostly be none. So several ids are tried on the present fleet, and the one is taken that
+comes closest to the shares, with one canary in the smallest waves, too.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""A plan, compiled: what it takes to answer a poll without looking at the plan again."""
+"""A compiled plan: all that is needed to answer a poll quickly."""
 
 import hashlib
 import math

@@ -1,8 +1,8 @@
-"""A fleet and its rollouts in fast motion: the real decisions, over events instead of a clock.
+"""Simulates a fleet and its rollouts: the real decisions, driven by events instead of a clock.
 
-:func:`simulate_rollout` runs a plan over the registered beacons as if every update went well: which
-beacon would get the release when. With other outcomes, the same machinery tells what a bad release
-would have come to.
+:func:`simulate_rollout` runs a plan over the registered beacons as if every update went well, and
+returns which beacon would get the release when. With other outcomes the same code shows how a bad
+release would be stopped.
 """
 
 import heapq

@@ -1,4 +1,4 @@
-"""What stops a rollout, applied over what is committed of it: pure functions."""
+"""Applies stops to the committed state of a rollout: pure functions."""
 
 from collections.abc import Iterable
 

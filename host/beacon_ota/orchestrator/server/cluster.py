@@ -1,9 +1,9 @@
 """Keeps several processes on one PostgreSQL in step, and elects the leader.
 
-Triggers write every change down (table ``changes``) and notify the listeners. A notice is only a
+Triggers write every change into the table ``changes`` and notify the listeners. A notice is only a
 hint: each process reads the changes by number, in the order of the commits, also after a lost
 connection. The leader holds an advisory lock for as long as its connection lives; it moves the
-rollouts, delivers webhooks and sweeps. Two leaders for a moment do no harm: a move is made from
+rollouts, delivers webhooks and cleans up. Two leaders for a moment do no harm: a move is made from
 a revision, an attempt has one result.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from beacon_ota.orchestrator.core.fleet_state import attempt_from_row
+from beacon_ota.orchestrator.core.fleet_records import attempt_from_row
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.connection import WRITE_LOCK_ID, connect, describe_error
 from beacon_ota.orchestrator.db.database import Database
@@ -165,7 +165,7 @@ class Cluster:
                 node.progress = event["data"]["progress"]
             if event["kind"] == "auth.refused":
                 data = event["data"]
-                self.service.fleet.mark_claimed(
+                self.service.fleet.contacts.mark_claimed(
                     event["subject"], event["at"], data["code"], data["address"]
                 )
             self.service.hub.dispatch(event)

@@ -1,5 +1,5 @@
-# `tls` as on the esp32 port: mbedTLS holds a certificate's dates against the chip's clock, which
-# begins in 2000. The one here asks the host's; so the chip's is asked besides.
+# `tls` as on the esp32 port: mbedTLS checks a certificate's dates by the chip's clock, which begins
+# in 2000. The host's `tls` checks them by the host's clock, so the chip's is asked here, too.
 
 import time as _time
 

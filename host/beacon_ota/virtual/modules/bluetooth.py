@@ -2,6 +2,7 @@
 # come back to the handler that irq() set. See docs/virtual-radio.md.
 
 import errno
+import os
 import sys
 
 import _chip
@@ -14,10 +15,14 @@ FLAG_NOTIFY = const(0x0010)
 FLAG_INDICATE = const(0x0020)
 
 _IRQ_GATTS_READ_REQUEST = const(4)
+_IRQ_GET_SECRET = const(29)
+_IRQ_SET_SECRET = const(30)
+_IRK = const(10)  # kind of secret: the key behind private addresses
 _NO_CONNECTION = const(0xFFFF)
 _DEFAULT_BUFFER = const(20)
 _MOST = const(0xF000)  # bytes of one value that can travel
 _ATT_MAX = const(527)
+_TRUTHS = ("bond", "mitm", "le_secure")
 
 
 # A UUID holds its bytes little endian, as they go over the air.
@@ -81,8 +86,10 @@ def _maybe(x):
     return None if x is None else _buffer(x)
 
 
-# An integer, as the port insists on one.
+# An integer, as the port insists on one. A bool is one to it.
 def _int(x):
+    if isinstance(x, bool):
+        return int(x)
     if not isinstance(x, int):
         raise TypeError("can't convert %s to int" % type(x).__name__)
     return x
@@ -118,7 +125,10 @@ class BLE:
         if not on:
             return _chip.call("ble", "active", None)
         self._values = {}
-        return _chip.call("ble", "active", bool(on[0]))
+        result = _chip.call("ble", "active", bool(on[0]))
+        if result and _event(_IRQ_GET_SECRET, (_IRK, 0, b"irk")) is None:
+            _event(_IRQ_SET_SECRET, (_IRK, b"irk", os.urandom(16)))
+        return result
 
     def config(self, *args, **kwargs):
         if not kwargs:
@@ -129,7 +139,10 @@ class BLE:
             raise TypeError("can't specify pos and kw args")
         for name in kwargs:
             value = kwargs[name]
-            value = _buffer(value) if name == "gap_name" else _int(value)
+            if name == "gap_name":
+                value = _buffer(value)
+            else:
+                value = bool(value) if name in _TRUTHS else _int(value)
             _chip.call("ble", "config_set", name, value)
 
     def irq(self, handler):
@@ -155,9 +168,14 @@ class BLE:
 
     def gatts_register_services(self, services):
         self._values = {}
-        plain = [
-            (_uuid(u, "service"), tuple([_characteristic(c) for c in cs])) for u, cs in services
-        ]
+        try:
+            plain = [
+                (_uuid(u, "service"), tuple([_characteristic(c) for c in cs])) for u, cs in services
+            ]
+        except (TypeError, ValueError):
+            # The port has begun to register by then.
+            _chip.call("ble", "gatts_register_failed")
+            raise
         handles = _chip.call("ble", "gatts_register_services", plain)
         for service in handles:
             for handle in service:
@@ -194,7 +212,7 @@ class BLE:
         self._values[value_handle] = bytearray(len)
 
 
-# The virtual radio has no GATT client, no pairing and no L2CAP channels.
+# The virtual radio has no GATT client, no pairing on the beacon's wish, and no L2CAP channels.
 def _missing(*args):
     raise OSError(errno.EOPNOTSUPP)
 
@@ -229,7 +247,7 @@ def _event(event, data):
         shown.append(x)
     try:
         result = ble._irq(event, tuple(shown))
-        return result if isinstance(result, int) else None
+        return result if isinstance(result, (int, bytes)) else None
     except Exception as e:
         print("Unhandled exception in IRQ callback handler")
         sys.print_exception(e)

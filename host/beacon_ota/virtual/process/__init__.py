@@ -1,1 +1,1 @@
-"""The interpreter's process, and the line to it."""
+"""The interpreter's process, and the channel to it."""

@@ -1,11 +1,10 @@
 """The GATT server of a beacon, with the semantics of MicroPython's `bluetooth` over NimBLE.
 
-The GATT server of bumble implements the protocol; this class adds the view of beacon code: values
-in buffers that silently cut longer data, access checks by the flags, and a handler that is called
-before a read and after a write while the peer waits.
+This is the view of beacon code: values in buffers that silently cut longer data, access checks by
+the flags, and a handler that is called before a read and after a write while the peer waits.
+:mod:`.packets` handles the packets of peers.
 """
 
-import asyncio
 import errno
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,39 +13,35 @@ from typing import Any
 from bumble import att, gatt
 from bumble.core import UUID
 from bumble.device import Connection, Device
-from bumble.gatt_server import Server
 
-from beacon_ota.virtual.radio.controller import CREDITS
 from beacon_ota.virtual.radio.events import (
-    GATTS_INDICATE_DONE,
     GATTS_READ_REQUEST,
     GATTS_WRITE,
+    GET_SECRET,
     IrqQueue,
 )
+from beacon_ota.virtual.radio.packets import PacketServer
+from beacon_ota.virtual.radio.pairing import PEER_SECRET, secret_key
 
 DEFAULT_BUFFER = 20
 MAX_SERVICES = 8
 
 MAX_BUFFER = 0xFFFF
-MBUFS = 36  # blocks of NimBLE's pools: 12 of 256 bytes and 24 of 320
-MBUF_PAYLOAD = 292  # of a 320-byte block
 NO_CONNECTION = 0xFFFF
-STATUS_NOT_CONNECTED = 7  # BLE_HS_ENOTCONN
-STATUS_TIMEOUT = 13  # BLE_HS_ETIMEOUT
+CLIENT_FEATURES = 0x07  # robust caching, EATT, multiple notifications
 
 FLAG_READ = 0x0002
 FLAG_WRITE_NO_RESPONSE = 0x0004
 FLAG_WRITE = 0x0008
 FLAG_NOTIFY = 0x0010
 FLAG_INDICATE = 0x0020
-FLAGS_READ_SECURE = 0x0E00  # encrypted, authenticated, authorized
-FLAGS_WRITE_SECURE = 0x7000
+# Encrypted, authenticated; what has to be authorized is: the port never refuses it.
+FLAGS_READ_SECURE = (0x0200, 0x0400)
+FLAGS_WRITE_SECURE = (0x1000, 0x2000)
 _PROPERTIES = 0x7F
 
 CCCD = gatt.GATT_CLIENT_CHARACTERISTIC_CONFIGURATION_DESCRIPTOR
 _ANY = att.Attribute.Permissions.READABLE | att.Attribute.Permissions.WRITEABLE  # checked here
-
-_WRITES = (att.ATT_Write_Request, att.ATT_Write_Command, att.ATT_Prepare_Write_Request)
 
 # The definition of a service: UUIDs as little-endian bytes (2, 4 or 16), flags, descriptors.
 DescriptorSpec = tuple[bytes, int]
@@ -84,7 +79,7 @@ class AttributeValue:
         self.data, self.capacity, self.append = b"", capacity, append
 
 
-class GattServer(Server):
+class GattServer(PacketServer):
     """The GATT server of one beacon.
 
     Args:
@@ -94,10 +89,10 @@ class GattServer(Server):
     """
 
     def __init__(self, device: Device, events: IrqQueue, name: Callable[[], bytes]) -> None:
-        super().__init__(device)
+        super().__init__(device, events)
         self.values: dict[int, AttributeValue] = {}
         self._flags: dict[int, int] = {}
-        self._irq_queue = events
+        self._client_features: dict[Any, int] = {}
         self._add_standard_services(name)
 
     # Building
@@ -159,23 +154,33 @@ class GattServer(Server):
         changed = fixed(gatt.GATT_SERVICE_CHANGED_CHARACTERISTIC, FLAG_INDICATE, b"")
         changed.value = att.AttributeValueV2(hidden)
         server = fixed(gatt.GATT_SERVER_SUPPORTED_FEATURES_CHARACTERISTIC, FLAG_READ, b"\0")
-        client = fixed(gatt.GATT_CLIENT_SUPPORTED_FEATURES_CHARACTERISTIC, FLAG_READ, b"\0")
+        both = FLAG_READ | FLAG_WRITE
+        client = fixed(gatt.GATT_CLIENT_SUPPORTED_FEATURES_CHARACTERISTIC, both, b"")
+        client.value = att.AttributeValueV2(
+            lambda bearer: bytes([self._client_features.get(bearer, 0)]),
+            self._write_client_features,
+        )
         self.add_services(
             [
                 gatt.Service(gatt.GATT_GENERIC_ACCESS_SERVICE, [device_name, appearance]),
                 gatt.Service(gatt.GATT_GENERIC_ATTRIBUTE_SERVICE, [changed, server, client]),
             ]
         )
+        self._flags[client.handle] = both
         for characteristic in (device_name, appearance, changed, server, client):
             self.values[characteristic.handle] = AttributeValue()  # unused buffers, as in the port
+
+    def on_disconnection(self, bearer: att.Bearer) -> None:
+        """Forget a peer that has gone."""
+        super().on_disconnection(bearer)
+        self._client_features.pop(bearer, None)
 
     # Access by peers
 
     def _make_access(self, attribute: att.Attribute) -> att.AttributeValueV2:
         async def read(bearer: Any) -> bytes:
-            if error := self._access_error(attribute.handle, FLAG_READ, FLAGS_READ_SECURE):
-                raise att.ATT_Error(att.ErrorCode(error), attribute.handle)
-            answer = await self._irq_queue.call_handler(
+            await self._check_access(bearer, attribute.handle, FLAG_READ, FLAGS_READ_SECURE)
+            answer = await self._irq_queue.call_in_turn(
                 GATTS_READ_REQUEST, bearer.handle, attribute.handle
             )
             if isinstance(answer, int) and answer:
@@ -183,49 +188,53 @@ class GattServer(Server):
             return self.values[attribute.handle].data
 
         async def write(bearer: Any, data: bytes) -> None:
-            value = self.values[attribute.handle]
-            await self._irq_queue.call_handler(
-                GATTS_WRITE,
-                bearer.handle,
-                attribute.handle,
-                before=lambda: value.write_by_peer(data),
-            )
+            self.values[attribute.handle].write_by_peer(data)
+            await self._irq_queue.call_in_turn(GATTS_WRITE, bearer.handle, attribute.handle)
 
         return att.AttributeValueV2(read, write)
 
-    def _access_error(self, handle: int, access: int, secure: int) -> int:
-        """Return the ATT error for an access that the flags forbid, or 0."""
+    async def _check_write(self, bearer: Connection, pdu: Any) -> None:
+        """Check permissions of a write: bumble would let a peer write to declarations."""
+        await self._check_access(
+            bearer, pdu.attribute_handle, FLAG_WRITE | FLAG_WRITE_NO_RESPONSE, FLAGS_WRITE_SECURE
+        )
+
+    async def _check_access(
+        self, bearer: Connection, handle: int, access: int, secure: tuple[int, int]
+    ) -> None:
+        """Raise the ATT error for an access that the flags forbid."""
         flags = self._flags.get(handle)
         if flags is None:
-            return 0  # bumble answers for handles that do not exist
+            return  # bumble answers for handles that do not exist
         if not flags & access:
             reading = access == FLAG_READ
-            return (
-                att.ATT_READ_NOT_PERMITTED_ERROR if reading else att.ATT_WRITE_NOT_PERMITTED_ERROR
-            )
-        if flags & secure:  # no link is ever encrypted
-            return att.ATT_INSUFFICIENT_AUTHENTICATION_ERROR
-        return 0
+            error = att.ATT_WRITE_NOT_PERMITTED_ERROR
+            raise att.ATT_Error(att.ATT_READ_NOT_PERMITTED_ERROR if reading else error, handle)
+        encrypted, authenticated = secure
+        if flags & (encrypted | authenticated) and not bearer.is_encrypted:
+            await self._irq_queue.call_in_turn(GET_SECRET, PEER_SECRET, 0, secret_key(bearer))
+            raise att.ATT_Error(att.ATT_INSUFFICIENT_AUTHENTICATION_ERROR, handle)
+        if flags & authenticated:  # no pairing here authenticates anybody
+            raise att.ATT_Error(att.ATT_INSUFFICIENT_AUTHENTICATION_ERROR, handle)
 
-    def on_gatt_pdu(self, bearer: Any, att_pdu: att.ATT_PDU) -> None:
-        """Check permissions of writes: bumble would let a peer write to declarations."""
-        if isinstance(att_pdu, _WRITES):
-            handle = att_pdu.attribute_handle
-            error = self._access_error(
-                handle, FLAG_WRITE | FLAG_WRITE_NO_RESPONSE, FLAGS_WRITE_SECURE
-            )
-            if error:
-                if att_pdu.op_code in att.ATT_REQUESTS:  # a command has no answer
-                    self.send_error(bearer, att_pdu.op_code, handle, error)
-                return
-        super().on_gatt_pdu(bearer, att_pdu)
+    def write_cccd(
+        self, bearer: att.Bearer, characteristic: gatt.Characteristic, value: bytes
+    ) -> None:
+        """Subscribe a peer, to what the characteristic has only."""
+        if len(value) != 2:
+            raise att.ATT_Error(att.ErrorCode.INVALID_ATTRIBUTE_LENGTH)
+        properties = int(characteristic.properties)
+        allowed = bool(properties & FLAG_NOTIFY) | bool(properties & FLAG_INDICATE) << 1
+        if int.from_bytes(value, "little") & ~allowed:
+            raise att.ATT_Error(att.ATT_REQUEST_NOT_SUPPORTED_ERROR)
+        super().write_cccd(bearer, characteristic, value)
 
-    def send_error(self, bearer: Any, op_code: int, handle: int, error: int) -> None:
-        """Send an error response."""
-        response = att.ATT_Error_Response(
-            request_opcode_in_error=op_code, attribute_handle_in_error=handle, error_code=error
-        )
-        self.send_response(bearer, response)
+    def _write_client_features(self, bearer: Any, value: bytes) -> None:
+        features = (value[0] if value else 0) & CLIENT_FEATURES
+        held = self._client_features.get(bearer, 0)
+        if held & ~features:
+            raise att.ATT_Error(att.ErrorCode.VALUE_NOT_ALLOWED)
+        self._client_features[bearer] = features
 
     # Access by beacon code
 
@@ -284,56 +293,26 @@ class GattServer(Server):
         Raises:
             OSError: EINVAL; ENOMEM while too many are queued.
         """
-        data = self._payload_for(handle, data)
-        queue = connection.data_packet_queue
-        assert queue is not None
-        # Packets in the controller have left the pools of NimBLE.
-        blocks = max(0, queue.pending - CREDITS) + 1 + len(data) // MBUF_PAYLOAD
-        if blocks > MBUFS:
-            raise OSError(errno.ENOMEM)
-        pdu = att.ATT_Handle_Value_Notification(
-            attribute_handle=handle, attribute_value=data[: connection.att_mtu - 3]
-        )
-        connection.send_l2cap_pdu(att.ATT_CID, bytes(pdu))
+        self._send_value(att.ATT_Handle_Value_Notification, connection, handle, data)
 
     def send_indication(self, connection: Connection, handle: int, data: bytes | None) -> None:
         """Send an indication; an event reports its confirmation or its failure.
 
         Raises:
-            OSError: EINVAL.
+            OSError: EINVAL; ENOMEM while too many are queued or not confirmed.
         """
-        data = self._payload_for(handle, data)
-        attribute = self.get_attribute(handle)
-        if attribute is None:
-            raise OSError(errno.EINVAL)
-        self._irq_queue.spawn_task(self._await_confirmation(connection, attribute, data))
+        self.indications.check_room()
+        self._send_value(att.ATT_Handle_Value_Indication, connection, handle, data)
+        self.indications.add(connection, handle)
 
-    async def _await_confirmation(
-        self, connection: Connection, attribute: Any, data: bytes
+    def _send_value(
+        self, kind: Any, connection: Connection, handle: int, data: bytes | None
     ) -> None:
-        gone = asyncio.Event()
-        connection.once(Connection.EVENT_DISCONNECTION, lambda reason: gone.set())
-        sending = self._irq_queue.spawn_task(
-            self.indicate_subscriber(connection, attribute, data, True)
-        )
-        ending = self._irq_queue.spawn_task(_wait_for(gone))
-        await asyncio.wait((sending, ending), return_when=asyncio.FIRST_COMPLETED)
-        status = 0
-        if gone.is_set():
-            status = STATUS_NOT_CONNECTED
-        elif sending.exception() is not None:
-            status = STATUS_TIMEOUT
-        sending.cancel()
-        ending.cancel()
-        await self._irq_queue.call_handler(
-            GATTS_INDICATE_DONE, connection.handle, attribute.handle, status
-        )
-
-    def _payload_for(self, handle: int, data: bytes | None) -> bytes:
         if not 0 < handle <= 0xFFFF:
             raise OSError(errno.EINVAL)
-        return self.buffer_of(handle).data if data is None else data
-
-
-async def _wait_for(event: asyncio.Event) -> None:
-    await event.wait()
+        data = self.buffer_of(handle).data if data is None else data
+        pdu = bytes(kind(attribute_handle=handle, attribute_value=data[: connection.att_mtu - 3]))
+        queue = connection.data_packet_queue
+        if queue is None or not self._outbox.take_blocks(queue, data, len(pdu)):
+            raise OSError(errno.ENOMEM)
+        connection.send_l2cap_pdu(att.ATT_CID, pdu)

@@ -48,6 +48,7 @@ class SpaceBackend:
             "gap_disconnect": peripheral.disconnect,
             "gap_scan": self._set_scanning,
             "gatts_register_services": self._register_services,
+            "gatts_register_failed": peripheral.fail_registration,
             "gatts_read": peripheral.read_value,
             "gatts_write": peripheral.write_value,
             "gatts_notify": peripheral.send_notification,

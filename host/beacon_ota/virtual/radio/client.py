@@ -168,8 +168,6 @@ class SpaceClient(BaseBleakClient):
         return self._connection is not None and not self._gone.is_set()
 
     async def connect(self, pair: bool, **kwargs: Any) -> None:
-        if pair:
-            await self.pair()
         if self.is_connected:
             raise BleakError("Client is already connected")
         timeout = kwargs.get("timeout", self._timeout)
@@ -187,6 +185,8 @@ class SpaceClient(BaseBleakClient):
                 self._connection.on(Connection.EVENT_DISCONNECTION, self._on_disconnection)
                 if self._mtu > ATT_DEFAULT_MTU:
                     await self._run_procedure(self._connection.gatt_client.request_mtu(self._mtu))
+                if pair:
+                    await self.pair()
                 self.services = await self._run_procedure(self._discover_services(self._connection))
         except BaseException:
             await self._end_connection()
@@ -219,10 +219,12 @@ class SpaceClient(BaseBleakClient):
             self._disconnected_callback()
 
     async def pair(self, *args: Any, **kwargs: Any) -> None:
-        raise BleakError("Virtual beacons do not pair.")
+        if self._connection is None:
+            raise BleakError("Not connected")
+        await self._run_procedure(self._connection.pair())
 
     async def unpair(self) -> None:
-        raise BleakError("Virtual beacons do not pair.")
+        raise BleakError("Virtual beacons keep no pairing.")
 
     async def _run_procedure(self, operation: Awaitable[T]) -> T:
         """Run one ATT procedure; the end of the connection ends it, too."""

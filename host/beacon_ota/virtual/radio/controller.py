@@ -5,7 +5,7 @@ medium are implemented here, because the model of bumble is rough: it reports ad
 scan responses, has neither non-connectable advertising nor RSSI, and never loses a connection.
 
 The features are those of an ESP32-C3 or a plain USB adapter: legacy advertising, 251-byte packets,
-no link-layer encryption (a request for it is refused).
+encryption (its procedure and its end: frames on the air stay readable).
 """
 
 import asyncio
@@ -45,7 +45,9 @@ class SimulatedController(Controller):
         sink: takes HCI packets for the host.
     """
 
-    le_features = hci.LeFeatureMask.LE_DATA_PACKET_LENGTH_EXTENSION
+    le_features = (
+        hci.LeFeatureMask.LE_ENCRYPTION | hci.LeFeatureMask.LE_DATA_PACKET_LENGTH_EXTENSION
+    )
     le_acl_data_packet_length = PACKET_LENGTH
     total_num_le_acl_data_packets = CREDITS
     supported_max_tx_octets = PACKET_LENGTH
@@ -324,10 +326,12 @@ class SimulatedController(Controller):
         )
 
     def on_received(self, handle: int, pdu: bytes) -> None:
-        """Hand an L2CAP PDU to the host."""
-        self._send_to_host(
-            struct.pack("<BHH", hci.HCI_ACL_DATA_PACKET, handle | 2 << 12, len(pdu)) + pdu
-        )
+        """Hand an L2CAP PDU to the host, in packets as long as those of the link layer."""
+        for start in range(0, len(pdu), PACKET_LENGTH):
+            piece = pdu[start : start + PACKET_LENGTH]
+            flags = 1 if start else 2  # a continuation, or the first packet
+            head = struct.pack("<BHH", hci.HCI_ACL_DATA_PACKET, handle | flags << 12, len(piece))
+            self._send_to_host(head + piece)
 
     def on_hci_disconnect_command(self, command: hci.HCI_Disconnect_Command) -> None:
         link = self._links.get(command.connection_handle)
@@ -363,8 +367,40 @@ class SimulatedController(Controller):
     def on_hci_le_enable_encryption_command(
         self, command: hci.HCI_LE_Enable_Encryption_Command
     ) -> None:
-        unsupported = hci.HCI_ErrorCode.UNSUPPORTED_REMOTE_FEATURE_ERROR
-        self._send_hci_command_status(unsupported, command.op_code)
+        link = self._links.get(command.connection_handle)
+        if link is None:
+            unknown = hci.HCI_ErrorCode.UNKNOWN_CONNECTION_IDENTIFIER_ERROR
+            self._send_hci_command_status(unknown, command.op_code)
+            return
+        self._send_hci_command_status(hci.HCI_COMMAND_STATUS_PENDING, command.op_code)
+        link.request_key(
+            self, command.random_number, command.encrypted_diversifier, command.long_term_key
+        )
+
+    def on_key_request(self, handle: int, random: bytes, diversifier: int) -> None:
+        """Ask the host for the key of a link that its peer encrypts."""
+        body = struct.pack("<BH8sH", 0x05, handle, random, diversifier)
+        self._send_to_host(bytes([hci.HCI_EVENT_PACKET, hci.HCI_LE_META_EVENT, len(body)]) + body)
+
+    def on_hci_le_long_term_key_request_reply_command(self, command: Any) -> Any:
+        return self._answer_key_request(command.connection_handle, command.long_term_key)
+
+    def on_hci_le_long_term_key_request_negative_reply_command(self, command: Any) -> Any:
+        return self._answer_key_request(command.connection_handle, None)
+
+    def _answer_key_request(self, handle: int, key: bytes | None) -> Any:
+        link = self._links.get(handle)
+        if link is not None:
+            asyncio.get_running_loop().call_soon(link.answer_key, key)
+        unknown = hci.HCI_ErrorCode.UNKNOWN_CONNECTION_IDENTIFIER_ERROR
+        return hci.HCI_StatusAndConnectionHandleReturnParameters(
+            status=_OK if link else unknown, connection_handle=handle
+        )
+
+    def on_encryption(self, handle: int, status: int) -> None:
+        """Tell the host that a link is encrypted now, or why not."""
+        body = struct.pack("<BHB", status, handle, status == _OK)
+        self._send_to_host(bytes([hci.HCI_EVENT_PACKET, 0x08, len(body)]) + body)
 
 
 def _raise(error: Exception) -> None:

@@ -1,4 +1,4 @@
-"""Queue of calls to the IRQ handler of beacon code: one event at a time, each awaited."""
+"""The one task of NimBLE's host: packets and events in their order, each handler awaited."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
@@ -10,9 +10,14 @@ GATTS_WRITE = 3
 GATTS_READ_REQUEST = 4
 SCAN_RESULT = 5
 SCAN_DONE = 6
+GATTC_NOTIFY = 18
+GATTC_INDICATE = 19
 GATTS_INDICATE_DONE = 20
 MTU_EXCHANGED = 21
 CONNECTION_UPDATE = 27
+ENCRYPTION_UPDATE = 28
+GET_SECRET = 29
+SET_SECRET = 30
 
 # Calls the handler of beacon code in its interpreter; returns its result, None without a handler
 # and after an exception.
@@ -20,7 +25,7 @@ Handler = Callable[[int, tuple[Any, ...]], Awaitable[object]]
 
 
 class IrqQueue:
-    """Events in the order of the single task of NimBLE, which waits for the handler each time.
+    """Packets and events in the order of the single task of NimBLE, which waits for every handler.
 
     Args:
         handler: runs the IRQ handler of beacon code.
@@ -45,6 +50,19 @@ class IrqQueue:
             if before is not None:
                 before()
             return await self._handler(event, data)
+
+    async def call_in_turn(self, event: int, *data: Any) -> object:
+        """Call the handler in the turn of a packet: inside of :meth:`run_in_turn`."""
+        return await self._handler(event, data)
+
+    def run_in_turn(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Run a step of the host when everything before it is done."""
+
+        async def body() -> None:
+            async with self._turn:
+                await step()
+
+        self.spawn_task(body())
 
     def post_event(self, event: int, *data: Any, before: Callable[[], None] | None = None) -> None:
         """Queue a call of the handler without waiting for it."""

@@ -50,6 +50,7 @@ class GapAdvertiser:
         self._device = device
         self._changed = changed
         self._payloads = (b"", b"")
+        self._last = (0, False)  # interval in 625 us and connectable, as last begun
 
     async def set_address_mode(self, mode: int) -> None:
         """Use the public address (mode 0), or a new random one of the kind ``mode``."""
@@ -76,19 +77,19 @@ class GapAdvertiser:
         """Advertise every ``interval_us`` (rounded down to 625); ``None`` reuses the last payload.
 
         Raises:
-            OSError: -18 for more than 31 bytes; EINVAL outside 20 ms to 10.24 s;
-                ENOMEM connectable with four connections. Advertising has stopped then.
+            OSError: -18 for more than 31 bytes of data, EINVAL for so many of a response, and
+                outside 20 ms to 10.24 s; ENOMEM connectable with four connections. Advertising has
+                stopped then.
         """
         device = self._device
         await self.stop()
         if data is not None:
-            _check_payload(data)
-            self._payloads = (data, self._payloads[1])
-            await device.send_sync_command(
-                hci.HCI_LE_Set_Advertising_Data_Command(advertising_data=data)
-            )
+            if len(data) > MAX_ADV_DATA:
+                raise OSError(-INVALID_HCI_PARAMETERS)
+            await self._set_data(data)
         if response is not None:
-            _check_payload(response)
+            if len(response) > MAX_ADV_DATA:
+                raise OSError(errno.EINVAL)
             self._payloads = (self._payloads[0], response)
             await device.send_sync_command(
                 hci.HCI_LE_Set_Scan_Response_Data_Command(scan_response_data=response)
@@ -96,10 +97,34 @@ class GapAdvertiser:
         interval = interval_us // ADV_UNIT_US
         if interval and not 0x20 <= interval <= 0x4000:
             raise OSError(errno.EINVAL)
-        if connectable and len(device.connections) >= MAX_CONNECTIONS:
+        self._check_room(connectable)
+        await self._begin(interval or DEFAULT_INTERVALS[connectable], connectable)
+
+    async def resume_empty(self) -> None:
+        """Advertise again after a connection that failed, as esp-nimble does: without any data.
+
+        It takes the last parameters, and the data of an interface that MicroPython does not use.
+        The scan response remains.
+        """
+        await self.stop()
+        await self._set_data(b"")
+        interval, connectable = self._last
+        self._check_room(connectable)
+        await self._begin(interval, connectable)
+
+    def _check_room(self, connectable: bool) -> None:
+        if connectable and len(self._device.connections) >= MAX_CONNECTIONS:
             raise OSError(errno.ENOMEM)
-        interval = interval or DEFAULT_INTERVALS[connectable]
-        await device.send_sync_command(
+
+    async def _set_data(self, data: bytes) -> None:
+        self._payloads = (data, self._payloads[1])
+        await self._device.send_sync_command(
+            hci.HCI_LE_Set_Advertising_Data_Command(advertising_data=data)
+        )
+
+    async def _begin(self, interval: int, connectable: bool) -> None:
+        self._last = (interval, connectable)
+        await self._device.send_sync_command(
             hci.HCI_LE_Set_Advertising_Parameters_Command(
                 advertising_interval_min=interval,
                 advertising_interval_max=interval,
@@ -127,6 +152,11 @@ class GapAdvertiser:
         self.advertising = None
         self._changed()
 
+    def forget(self) -> None:
+        """Note that the controller was reset: it advertises nothing, and has no data."""
+        self._payloads = (b"", b"")
+        self.end()
+
     async def _enable(self, on: bool) -> None:
         device = self._device
         await device.send_sync_command(
@@ -141,8 +171,3 @@ class GapAdvertiser:
                 auto_restart=False,
             )
         )
-
-
-def _check_payload(data: bytes) -> None:
-    if len(data) > MAX_ADV_DATA:
-        raise OSError(-INVALID_HCI_PARAMETERS)

@@ -125,6 +125,10 @@ class MediumRadio(Protocol):
 
     def on_received(self, handle: int, pdu: bytes) -> None: ...
 
+    def on_key_request(self, handle: int, random: bytes, diversifier: int) -> None: ...
+
+    def on_encryption(self, handle: int, status: int) -> None: ...
+
 
 class Medium(Protocol):
     """The medium, as advertisers and links see it."""

@@ -12,7 +12,13 @@ from beacon_ota.virtual.radio.interfaces import Broadcast, Medium, MediumRadio
 RETRY_S = 0.0075  # the shortest connection interval: the pause before a lost packet goes again
 MAX_QUEUED = 256  # packets a host may queue beyond its credits before its link breaks
 
+EVENTS_TO_ESTABLISH = 6  # connection events within which the first packet has to arrive
+
 SUPERVISION_TIMEOUT = hci.HCI_ErrorCode.CONNECTION_TIMEOUT_ERROR
+NOT_ESTABLISHED = hci.HCI_ErrorCode.CONNECTION_FAILED_TO_BE_ESTABLISHED_ERROR
+WRONG_KEY = hci.HCI_ErrorCode.CONNECTION_TERMINATED_DUE_TO_MIC_FAILURE_ERROR
+NO_KEY = hci.HCI_ErrorCode.PIN_OR_KEY_MISSING_ERROR
+ENCRYPTED = hci.HCI_ErrorCode.SUCCESS
 ENDED_LOCALLY = hci.HCI_ErrorCode.CONNECTION_TERMINATED_BY_LOCAL_HOST_ERROR
 
 
@@ -39,7 +45,10 @@ class LinkEnd:
 
 
 class RadioLink:
-    """A connection: two ends, and the packets on their way between them."""
+    """A connection: two ends, and the packets on their way between them.
+
+    One that is not ``established`` carries no packet, and ends after six connection events.
+    """
 
     def __init__(
         self,
@@ -50,6 +59,7 @@ class RadioLink:
         interval: int,
         latency: int,
         timeout: int,
+        established: bool = True,
     ) -> None:
         peripheral = advertiser.controller
         self.medium = medium
@@ -68,6 +78,12 @@ class RadioLink:
         self._timers = medium.timers
         self._anchor = self._timers.time()
         self._supervision: asyncio.TimerHandle | None = None
+        self._key = b""  # with which the central encrypts
+        self._failure: asyncio.TimerHandle | None = None
+        if not established:
+            self._failure = self._timers.call_later(
+                EVENTS_TO_ESTABLISH * self.interval_s, self.break_link, NOT_ESTABLISHED
+            )
 
     def peer_of(self, controller: MediumRadio) -> LinkEnd:
         """Return the other end than that of ``controller``."""
@@ -118,6 +134,8 @@ class RadioLink:
     def _run_event(self, end: LinkEnd) -> None:
         """Run a connection event of one direction."""
         end.timer = None
+        if self._failure is not None:
+            return
         peer = self.peer_of(end.controller)
         conditions = self.medium.conditions
         budget = conditions.per_event if conditions.paced else MAX_QUEUED
@@ -168,6 +186,29 @@ class RadioLink:
         for end in self.ends.values():
             end.controller.on_parameters(end.handle, self)
 
+    # Encryption
+
+    def request_key(
+        self, central: MediumRadio, random: bytes, diversifier: int, key: bytes
+    ) -> None:
+        """Begin to encrypt: the peripheral's host has to know the same key."""
+        self._key = key
+        peer = self.peer_of(central)
+        peer.controller.on_key_request(peer.handle, random, diversifier)
+
+    def answer_key(self, key: bytes | None) -> None:
+        """Go on with the key of the peripheral's host, None when it has none."""
+        if self not in self.medium.links:
+            return
+        if key is not None and key != self._key:
+            self.break_link(WRONG_KEY)
+            return
+        for end in self.ends.values():
+            if key is not None:
+                end.controller.on_encryption(end.handle, ENCRYPTED)
+            elif end.role == hci.Role.CENTRAL:
+                end.controller.on_encryption(end.handle, NO_KEY)
+
     # Ending
 
     def check_supervision(self) -> None:
@@ -202,8 +243,9 @@ class RadioLink:
         if self not in self.medium.links:
             return
         self.medium.links.discard(self)
-        if self._supervision is not None:
-            self._supervision.cancel()
+        for timer in (self._supervision, self._failure):
+            if timer is not None:
+                timer.cancel()
         for end in self.ends.values():
             if end.timer is not None:
                 end.timer.cancel()

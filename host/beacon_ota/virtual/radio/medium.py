@@ -11,6 +11,7 @@ All methods run in the event loop of the space.
 import asyncio
 import math
 import random
+from collections import Counter
 from collections.abc import Iterable
 
 from bumble import hci
@@ -32,6 +33,7 @@ class RadioMedium(LocalLink):
         self.conditions = Conditions()
         self.capture: Capture | None = None
         self.links: set[RadioLink] = set()
+        self.failing: Counter[hci.Address] = Counter()  # connections that shall fail, by advertiser
         self.random = random.Random(seed)
         self.timers: Timers = timers or asyncio.get_running_loop()
         self._capture_start = self.timers.time()
@@ -122,7 +124,11 @@ class RadioMedium(LocalLink):
         timeout: int,
     ) -> None:
         """Connect a central to an advertiser (interval in units of 1.25 ms, timeout of 10 ms)."""
-        link = RadioLink(self, central, central_address, advertiser, interval, latency, timeout)
+        established = not self.failing[advertiser.address]
+        self.failing[advertiser.address] -= not established
+        link = RadioLink(
+            self, central, central_address, advertiser, interval, latency, timeout, established
+        )
         self.links.add(link)
         data = link.access_address.to_bytes(4, "little") + link.crc_init.to_bytes(3, "little")
         data += b"\x02\x00\x00" + interval.to_bytes(2, "little") + latency.to_bytes(2, "little")

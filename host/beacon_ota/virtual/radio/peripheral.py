@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from bumble import hci
+from bumble.core import BaseBumbleError
 from bumble.device import Connection
 from bumble.hci import Role
 
@@ -19,12 +20,12 @@ from beacon_ota.virtual.radio.events import (
     CENTRAL_CONNECT,
     CENTRAL_DISCONNECT,
     CONNECTION_UPDATE,
-    MTU_EXCHANGED,
     Handler,
     IrqQueue,
 )
 from beacon_ota.virtual.radio.gap_advertising import Advertising, GapAdvertiser
 from beacon_ota.virtual.radio.observer import ScanObserver
+from beacon_ota.virtual.radio.pairing import Pairing
 from beacon_ota.virtual.radio.stack import HostStack
 from beacon_ota.virtual.radio.transport import RadioHost
 
@@ -34,7 +35,7 @@ DEFAULT_MTU = 256
 MIN_MTU, MAX_MTU = 23, 527
 DISCONNECT_TIMEOUT_S = 0.5
 
-
+_FAILED = hci.HCI_ErrorCode.CONNECTION_FAILED_TO_BE_ESTABLISHED_ERROR
 _USER = hci.HCI_ErrorCode.REMOTE_USER_TERMINATED_CONNECTION_ERROR
 
 
@@ -75,6 +76,8 @@ class Peripheral:
         self._changed = changed
         self._terminating: set[int] = set()
         self._power_cycles = 0  # number of losses of power and resets
+        self._pairing = Pairing(self._irq_queue)
+        self._leftovers = False  # definitions of services of a registration that failed
 
     # Start and stop
 
@@ -96,7 +99,9 @@ class Peripheral:
         if self._power_cycles != life:  # the power has failed meanwhile
             self._radio.close()
             raise OSError(errno.ENODEV)
+        self._pairing.attach(device)
         device.on(HostStack.EVENT_CONNECTION, self._on_connection)
+        self._leftovers = False
         self.mtu = DEFAULT_MTU
         self._device = device
         self._advertiser = GapAdvertiser(device, self._changed)
@@ -133,9 +138,31 @@ class Peripheral:
         self._power_cycles += 1
         self._clear_stack()
         self.name = DEFAULT_NAME
+        self._pairing = Pairing(self._irq_queue)
         self._irq_queue.cancel_all()
 
+    async def reset_host(self) -> None:
+        """Reset the host, as NimBLE does when it loses its controller's answers.
+
+        Links are reported as ended, advertising ends without a word, and services remain.
+        """
+        device = self._require_active()
+        assert self._advertiser is not None
+        ended = list(device.connections)
+        await device.send_sync_command(hci.HCI_Reset_Command())
+        for handle in ended:
+            device.host.on_hci_disconnection_complete_event(
+                hci.HCI_Disconnection_Complete_Event(
+                    status=0,
+                    connection_handle=handle,
+                    reason=hci.HCI_ErrorCode.HARDWARE_FAILURE_ERROR,
+                )
+            )
+        self._advertiser.forget()
+
     def _clear_stack(self) -> None:
+        if self._server is not None:
+            self._server.stop_timers()
         self._device = self._server = self._advertiser = self._observer = None
         self._radio.close()
 
@@ -182,7 +209,9 @@ class Peripheral:
             self._require_active()
             assert self._advertiser is not None
             await self._advertiser.set_address_mode(value)
-        elif name not in ("bond", "mitm", "io", "le_secure"):  # accepted: pairing never happens
+        elif name in self._pairing.settings:
+            self._pairing.settings[name] = value
+        else:
             raise ValueError("unknown config param")
 
     # Advertising
@@ -215,12 +244,10 @@ class Peripheral:
         handle = connection.handle
         peer = (int(not connection.peer_address.is_public), bytes(connection.peer_address)[::-1])
         connection.on(
-            Connection.EVENT_DISCONNECTION, lambda reason: self._on_disconnection(handle, peer)
+            Connection.EVENT_DISCONNECTION,
+            lambda reason: self._on_disconnection(connection, reason, peer),
         )
-        connection.on(
-            Connection.EVENT_CONNECTION_ATT_MTU_UPDATE,
-            lambda: self._irq_queue.post_event(MTU_EXCHANGED, handle, connection.att_mtu),
-        )
+        self._pairing.watch(connection)
         connection.on(
             Connection.EVENT_CONNECTION_PARAMETERS_UPDATE,
             lambda: self._irq_queue.post_event(
@@ -229,9 +256,25 @@ class Peripheral:
         )
         self._irq_queue.post_event(CENTRAL_CONNECT, handle, *peer)
 
-    def _on_disconnection(self, handle: int, peer: tuple[int, bytes]) -> None:
+    def _on_disconnection(
+        self, connection: Connection, reason: int, peer: tuple[int, bytes]
+    ) -> None:
+        handle = connection.handle
         self._terminating.discard(handle)
-        self._irq_queue.post_event(CENTRAL_DISCONNECT, handle, *peer)
+        if self._server is not None:
+            self._server.indications.fail_all(connection)
+        if reason == _FAILED:
+            self._irq_queue.run_in_turn(self._resume_advertising)
+        else:
+            self._irq_queue.post_event(CENTRAL_DISCONNECT, handle, *peer)
+
+    async def _resume_advertising(self) -> None:
+        """Do what esp-nimble does after a connection that failed to be established: no event."""
+        if self._advertiser is not None:
+            try:
+                await self._advertiser.resume_empty()
+            except (OSError, BaseBumbleError):
+                pass  # it logs that, and advertises no more
 
     def _find_connection(self, handle: int) -> Connection:
         connection = self._require_active().connections.get(handle)
@@ -274,13 +317,30 @@ class Peripheral:
         """Replace all services; return, per service, the handles of values and descriptors.
 
         Raises:
-            OSError: ENODEV; EBUSY while advertising, scanning or connected; E2BIG.
+            OSError: ENODEV; EBUSY while advertising, scanning or connected; E2BIG; ENOMEM once
+                after a registration that failed, whose definitions NimBLE has kept.
         """
+        attributes = self._begin_registration()
+        try:
+            if self._leftovers:
+                raise OSError(errno.ENOMEM)
+            found = [attributes.register_service(service) for service in services]
+        except OSError as error:
+            self._leftovers = error.args[0] != errno.ENOMEM
+            self._make_server()
+            raise
+        return found
+
+    def fail_registration(self) -> None:
+        """Note that the definitions of services could not be read; errors as those above."""
+        self._begin_registration()
+        self._leftovers = True
+
+    def _begin_registration(self) -> GattServer:
         device = self._require_active()
         if self.advertising or device.connections or (self._observer and self._observer.active):
             raise OSError(errno.EBUSY)
-        attributes = self._make_server()
-        return [attributes.register_service(service) for service in services]
+        return self._make_server()
 
     def read_value(self, handle: int) -> bytes:
         """Return the value of a handle; empty for an unknown handle, as in the port."""

@@ -217,6 +217,14 @@ class RadioSpace:
 
         return self.call(body)
 
+    def fail_connections(self, address: str, number: int = 1) -> None:
+        """Let the next connections to a radio fail: neither end hears the other (reason 0x3E)."""
+
+        def body() -> None:
+            self.medium.failing[_parse_address(address)] = number
+
+        self.call(body)
+
     def start_capture(self, limit: int = 100_000) -> Capture:
         """Record every frame from now on; return the capture that they go to."""
         capture = Capture(limit)

@@ -3,7 +3,8 @@
 The stub forwards every call by name: ``active`` (None or bool), ``config_get`` (name),
 ``config_set`` (name, value), ``gap_advertise`` (interval in µs or None, data, response data,
 connectable), ``gap_disconnect``, ``gatts_register_services`` (nested tuples, UUIDs as little-endian
-bytes), ``gatts_read``, ``gatts_write`` (handle, data, update), ``gatts_notify``,
+bytes), ``gatts_register_failed`` (of definitions that cannot be read), ``gatts_read``,
+``gatts_write`` (handle, data, update), ``gatts_notify``,
 ``gatts_indicate`` (connection, handle, data or None), ``gatts_set_buffer`` (handle, size, append),
 ``gattc_exchange_mtu``, ``gap_scan``. A backend returns the result of the
 call, or an awaitable of it; OSError and ValueError reach beacon code.
@@ -133,8 +134,10 @@ class RadiolessBackend:
     def _gap_advertise(
         self, interval: int | None, data: bytes | None, response: bytes | None, connectable: bool
     ) -> None:
-        if any(len(part) > ADVERTISEMENT_MAX for part in (data, response) if part is not None):
+        if data is not None and len(data) > ADVERTISEMENT_MAX:
             raise OSError(-18)
+        if response is not None and len(response) > ADVERTISEMENT_MAX:
+            raise OSError(EINVAL)
         if interval is not None:
             self.data = self.data if data is None else data
             self.response = self.response if response is None else response
@@ -157,6 +160,9 @@ class RadiolessBackend:
                     handle += 1
             answer.append(tuple(handles))
         return tuple(answer)
+
+    def _gatts_register_failed(self) -> None:
+        pass
 
     def _gatts_read(self, handle: int) -> bytes:
         value = self._value(handle)

@@ -1,1 +1,1 @@
-"""The schema's history, and what brings a database up to it."""
+"""Migrations: the history of the database's schema."""

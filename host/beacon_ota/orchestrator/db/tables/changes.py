@@ -1,4 +1,4 @@
-"""What changed in the database, in the order of the commits, for those who keep a copy of it."""
+"""The table of changes: which rows changed, in the order of the commits, for other processes."""
 
 from typing import Any, NamedTuple
 

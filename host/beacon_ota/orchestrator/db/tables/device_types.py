@@ -1,4 +1,4 @@
-"""Beacons' device types: what is registered gives way to a beacon's first word."""
+"""Device types of beacons: the first type that a beacon states replaces the registered one."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What happened, in order, for those who follow; bounded, oldest first out."""
+"""Events, in order; their number is bounded, and the oldest are deleted first."""
 
 import json
 from typing import Any

@@ -1,8 +1,8 @@
-"""Beacons that have left a mirror's site, and what that mirror may still tell of them.
+"""Beacons that have left a mirror's site, and which changes that mirror may still report of them.
 
-A mirror that is cut off serves a beacon on after it was moved, and had served it before. What it
-heard is no less true for that: it is taken for as long as the beacon uses the key that the mirror
-has. With another key the mirror cannot have heard it.
+A mirror that is cut off goes on serving a beacon that was moved to another site meanwhile. The
+primary takes what the mirror heard of it as long as the beacon uses the key that the mirror has.
+Under another key the mirror cannot have heard the beacon.
 """
 
 import hashlib

@@ -1,9 +1,9 @@
-"""A beacon's keys: the one it last used, and those that it may have been given since.
+"""A beacon's keys: the one that it used last, and those that it may have been given since.
 
-A key that may have reached the beacon is forgotten only when the beacon has used one that was given
-later: what it signs with decides, because nobody else knows what arrived. ``key`` is the one it
-last used; ``given_keys`` those given since, oldest first; ``next_key`` the one that it is to have,
-None when that is ``key``.
+Only the beacon knows which of the given keys have reached it, so a key is dropped only when the
+beacon has signed with one that was given later. ``key`` is the one that it used last;
+``given_keys`` are those given since, oldest first; ``next_key`` is the one that the beacon is to
+get, None when that is ``key``.
 """
 
 from sqlalchemy import Connection

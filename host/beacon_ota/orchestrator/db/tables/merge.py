@@ -1,11 +1,11 @@
-"""What two orchestrators know of one attempt, made one: pure, in any order, and as often as wanted.
+"""Merges what two orchestrators know of one attempt. Pure; order and repetition do not matter.
 
-Each of them may have heard of the attempt what the other has not, and either may have been put
-back from an older copy. So no version is the newer one; both are taken for true:
+Each of them may have heard what the other has not, and each may have been restored from an older
+copy. So neither version is the newer one, and both are taken for true:
 
-* What a beacon said beats what somebody concluded who had not heard it.
-* Of two words of a beacon the earlier is the result, and the other came late.
-* What was called off was not lost, and what was lost is not under way any more.
+* A beacon's report beats a conclusion that was drawn without hearing the beacon.
+* Of two reports of a beacon the earlier one is the result, and the other came late.
+* An attempt that was called off was not lost, and a lost attempt is not under way any more.
 """
 
 from collections.abc import Iterable

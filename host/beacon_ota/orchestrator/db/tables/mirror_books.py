@@ -1,10 +1,10 @@
-"""The books of a mirror: which exchange follows which, on each disk that speaks for it.
+"""The books of a mirror: the order of its exchanges, for each disk that it has run on.
 
-Every exchange that tells something has a name of its own (its mark), noted on the mirror's disk
-before it is sent, and the next one names it. A disk that was put back from a copy, two disks with
-one content, and a primary that was put back from a copy have this in common: an exchange follows
-one that is not the last that was taken. Then the books have parted, and nothing of it is taken. The
-mirror begins a new book, in which it tells all that it knows.
+Every exchange that sends changes has a name (its mark), which the mirror writes to its disk before
+it sends the exchange, and the next exchange names it. When a disk was restored from a copy, when
+two disks have one content, or when the primary was restored, an exchange names another one than the
+primary took last. Then the books have *parted*: the primary takes nothing of that exchange, and the
+mirror begins a new book (``epoch``), in which it sends all that it knows.
 """
 
 import hashlib

@@ -1,9 +1,8 @@
-"""Checks the rows that a mirror tells, field by field, as an upload is checked.
+"""Checks the rows that a mirror sends, field by field, as an upload is checked.
 
-A mirror's disk may be in anybody's hands. What is written down from it is read by pages, decisions
-and the next start, so every field has to be of the kind and within the bounds that this
-orchestrator writes itself. Pure: rows go in, rows come out, or
-``InputError`` ``mirror_change``, which names the field.
+A mirror's disk may be in anybody's hands, and pages, decisions and the next start read what is
+stored from it. So every field must have the type and the bounds that this orchestrator writes
+itself. Pure: rows go in, rows come out, or ``InputError`` ``mirror_change``, which names the field.
 """
 
 import json

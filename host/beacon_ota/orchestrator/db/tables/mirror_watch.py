@@ -1,10 +1,10 @@
-"""What a primary keeps of its mirrors' health: what each acts on, what was refused, and since when.
+"""What a primary stores about its mirrors' health: what each acts on, what was refused, since when.
 
-A mirror says up to which entry of the audit log the primary's word is *in force* there: written
-down, and what decisions are made upon. Every move of a rollout is an entry, and entries are
-committed in their order; so a stop is confirmed by whoever acts on an entry as late as its own.
-An entry is named by its number and the beginning of its hash: after a database was restored, the
-number alone may be another entry's.
+A mirror says up to which entry of the audit log the primary's changes are *in force* there: written
+down, and used for decisions. Every move of a rollout is an entry, and entries are committed in
+their order, so a mirror confirms a stop by naming the stop's entry or a later one. An entry is
+named by its number and the beginning of its hash: after a database was restored, another entry may
+have the same number.
 """
 
 import json

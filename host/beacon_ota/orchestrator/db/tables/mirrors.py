@@ -1,4 +1,4 @@
-"""Mirrors, as their primary knows them: what each serves, and what it has told so far."""
+"""Mirrors as their primary knows them: which site each serves, and what it has reported so far."""
 
 import json
 from typing import Any, NamedTuple

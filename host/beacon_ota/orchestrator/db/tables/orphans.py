@@ -1,4 +1,4 @@
-"""Images that no release refers to, and since when: they are kept for a while."""
+"""Images without a release, and since when: they are kept for 30 days."""
 
 import json
 import math

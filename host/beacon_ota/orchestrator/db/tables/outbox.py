@@ -1,8 +1,8 @@
-"""A mirror's side: what it has to tell its primary, and taking over what that gives.
+"""A mirror's side of the exchange: the changes to send, and storing what the primary sends.
 
-Triggers write every changed row's key into ``changes``, in the transaction of the change; the row
-is read when it is told. A row that changed again is told once, as it is now, at its later place.
-So what waits is bounded by what there is, however long the uplink is down.
+Triggers write the key of every changed row into ``changes``, in the transaction of the change; the
+row itself is read when it is sent. A row that changed twice is sent once, in its present form, at
+its later place. So the number of rows bounds the backlog, however long the uplink is down.
 """
 
 import json

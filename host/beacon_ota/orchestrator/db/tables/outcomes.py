@@ -1,4 +1,4 @@
-"""What came of the attempts, for people: by reason, by release, and which beacons are behind it."""
+"""Outcomes of attempts for the dashboard: counts by reason and release, and their beacons."""
 
 from collections import Counter
 from typing import Any, NamedTuple

@@ -1,7 +1,7 @@
-"""Statements of the hot path: compiled once, then run on the driver's own cursor.
+"""Prepared statements for frequent calls: compiled once, then run on the driver's own cursor.
 
-SQLAlchemy writes the SQL, for whichever database it is; what it would do around each execution
-costs five times what SQLite needs for the work itself.
+SQLAlchemy writes the SQL, for either database; its own work around each execution would cost five
+times what SQLite needs for the statement.
 """
 
 from collections.abc import Callable, Sequence

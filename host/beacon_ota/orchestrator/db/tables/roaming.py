@@ -1,7 +1,7 @@
-"""Attempts of beacons that went from one orchestrator to another while the two could not talk.
+"""Corrects attempts of beacons that changed to another orchestrator while the two had no contact.
 
-The one that a beacon left gives it up after a while, and cannot know better. Here it is known
-better, as soon as both have told what they heard.
+The orchestrator that a beacon left gives the attempt up after a while. When both have exchanged
+what they heard, the attempt gets its true result here.
 """
 
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Rollouts and their transitions. The state is a fold of the transitions, kept beside them."""
+"""Rollouts and their transitions. The state follows from the transitions; both are stored."""
 
 from typing import Any, NamedTuple
 

@@ -1,4 +1,4 @@
-"""Sessions: a browser that has shown a token once. Kept as digests, like the tokens themselves."""
+"""Sessions of browsers that have signed in with a token; only digests of both are stored."""
 
 import hashlib
 import secrets

@@ -1,4 +1,4 @@
-"""Changes for those who keep a copy, mirrors; room for what PostgreSQL takes at its word"""
+"""Table of changes, mirrors; wider columns, because PostgreSQL enforces their sizes"""
 
 import sqlalchemy as sa
 from alembic import op

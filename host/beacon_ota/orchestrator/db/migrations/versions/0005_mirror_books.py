@@ -1,4 +1,4 @@
-"""What mirrors have told from which disk, their halts, and beacons that have left their sites"""
+"""Exchanges of mirrors by disk, halts of mirrors, and beacons that have left their sites"""
 
 import sqlalchemy as sa
 from alembic import op
