@@ -9,7 +9,7 @@ import time
 import machine
 from event import AutoResetEvent
 from micropython import const
-from modules import unload
+from modules import unload, use
 from net import clock
 from net.api import Unsealed
 from net.http import HttpError
@@ -208,10 +208,8 @@ class Agent:
         except HttpError as error:
             stage, code, detail = "download", error.code, error.detail
         except Exception as error:
-            from describe import describe
-
             sys.print_exception(error)
-            stage, code, detail = "boot", "crash", describe(error)
+            stage, code, detail = "boot", "crash", use("describe", "describe", error)
             self._out_of_memory = isinstance(error, MemoryError)
         if stage:
             attempt.record["stage"] = stage

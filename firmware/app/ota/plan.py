@@ -14,6 +14,7 @@ from hashlib import sha256
 from micropython import const
 from net.http import HttpError
 
+from ota.image import core_length
 from ota.slots import SECTOR
 
 # Where the bytes of a sector are. Those that are nowhere (0) are downloaded.
@@ -36,14 +37,21 @@ async def make_plan(beacon, attempt, fields, part):
     index = await _fetch_index(beacon, attempt, len(plan))
     if index:
         await _compare(index, plan, size, (part, running))
-    elif fields.get("core") == _running_core():
-        from ota.image import core_length
-
+    elif _runs(fields.get("core")):
         for sector in range(min((core_length(running) + SECTOR - 1) // SECTOR, len(plan))):
             plan[sector] = _RUNNING
     if fields.get("encryption"):
         plan[0] = 0  # its first byte, decrypted, tells a wrong key before flash is written
     return plan
+
+
+# Whether the running app says that it has the core with this SHA-256 under it.
+def _runs(core):
+    try:
+        with open("/app/app.json") as f:
+            return json.load(f)["core_sha256"] == core
+    except (OSError, KeyError):  # an app that is frozen into the core need not say it
+        return False
 
 
 # Returns the block index, None without a usable one.
@@ -96,12 +104,3 @@ async def _compare(index, plan, size, slots):
         if time.ticks_diff(time.ticks_ms(), yielded) >= _TURN:
             await asyncio.sleep_ms(0)
             yielded = time.ticks_ms()
-
-
-# SHA-256 of the running core as its app says it, "" when it does not.
-def _running_core():
-    try:
-        with open("/app/app.json") as f:
-            return json.load(f)["core_sha256"]
-    except (OSError, ValueError, KeyError):
-        return ""
