@@ -66,31 +66,25 @@ class Api:
         url = None
         unload("wire.url")
 
-    # An authentic answer ended badly, so its sender is doubtful: the name is looked up again before
-    # the next request.
-    def distrust_address(self):
-        self._address_proven = False
+    # With False, an authentic answer ended badly, so its sender is doubtful: the name is looked up
+    # again before the next request.
+    def trust_address(self, proven):
+        self._address_proven = proven
 
     # Whether this beacon has the id and the key that a signature takes.
     def can_sign(self):
         return auth.is_valid_id(self.id) and len(self._key) == 32
 
     # Returns (status, decoded JSON or None, seconds of Retry-After or None) of an authenticated
-    # answer. Raises HttpError.
-    async def call(self, method, target, doc=None):
-        body = b"" if doc is None else json.dumps(doc).encode()
-        if doc and "clock_unset" not in doc:
-            doc = None
+    # answer. Raises HttpError. `build(*args)` makes the object that is sent; no variable holds that
+    # beside its JSON.
+    async def call(self, method, target, build=None, *args):
         for again in (True, False):
+            body = json.dumps(build(*args)).encode() if build else b""
             status, answer, retry = await self._exchange(method, target, body)
             # The answer has set the clock. Only one repetition, or clocks that disagree would loop.
             if not (again and status == 401 and is_clock_skew(answer)):
-                break
-            if doc:  # the report was written before the clock was set
-                del doc["clock_unset"]
-                doc["updated_at"] = clock.utc()
-                body = json.dumps(doc).encode()
-        return status, answer, retry
+                return status, answer, retry
 
     async def _exchange(self, method, target, body):
         deadline = time.ticks_add(time.ticks_ms(), _TOTAL)

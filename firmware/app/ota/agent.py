@@ -9,7 +9,7 @@ import time
 import machine
 from event import AutoResetEvent
 from micropython import const
-from modules import unload
+from modules import unload, use
 from net import clock
 from net.api import Unsealed
 from net.http import HttpError
@@ -215,10 +215,8 @@ class Agent:
         except HttpError as error:
             stage, code, detail = "download", error.code, error.detail
         except Exception as error:
-            from describe import describe
-
             sys.print_exception(error)
-            stage, code, detail = "boot", "crash", describe(error)
+            stage, code, detail = "boot", "crash", use("describe", "describe", error)
             self._out_of_memory = isinstance(error, MemoryError)
         if stage:
             attempt.record["stage"] = stage
@@ -256,7 +254,7 @@ class Agent:
             return
         status = record["status"] if record and final else "idle"
         try:
-            await self._reporter.send(self._reporter.build(status, record if final else None))
+            await self._reporter.send(status, record if final else None)
         except HttpError as error:
             self._untaken_reports += 1
             if self._untaken_reports < _REPORT_TRIES:

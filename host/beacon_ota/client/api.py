@@ -12,6 +12,7 @@ import requests
 
 from beacon_ota.client.transport import Transport, describe_failure
 from beacon_ota.errors import InputError, ReachError, UsageError
+from beacon_ota.images import blocks
 
 Json = dict[str, Any]
 
@@ -91,6 +92,27 @@ class Client(Transport):
                 found=digest.hexdigest(),
                 expected=firmware["blob"],
             )
+
+    def estimate_cost(self, firmware_id: str) -> Json:
+        """Return what a release costs the beacons of its board."""
+        return self.call("GET", f"/api/firmwares/{_quote_segment(firmware_id)}/cost")
+
+    def download_blocks(self, firmware: Json) -> bytes:
+        """Return the block index of a release (contracts.md §1).
+
+        Raises:
+            ReachError: ``download_damaged``: it is not one of an image of that size.
+        """
+        path = f"/firmwares/{_quote_segment(firmware['firmware_id'])}/blocks"
+        index = self.request("GET", path).content
+        if len(index) != blocks.index_size(firmware["size"]):
+            raise ReachError(
+                "download_damaged",
+                "this is not the block index of the release",
+                found=len(index),
+                expected=blocks.index_size(firmware["size"]),
+            )
+        return index
 
     def post_firmware_action(self, firmware_id: str, action: str, reason: str = "") -> Json:
         """``promote`` or ``deprecate`` a release."""

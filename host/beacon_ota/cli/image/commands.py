@@ -7,6 +7,7 @@ import typer
 
 from beacon_ota.cli._support.options import JsonOption, expand_groups
 from beacon_ota.cli.image.build_report import print_build
+from beacon_ota.cli.image.diff import diff_images
 from beacon_ota.cli.image.files import read_image
 from beacon_ota.cli.image.release_options import (
     BootloaderOption,
@@ -47,6 +48,9 @@ def inspect_file(
         view.print_report(str(file), report)
     if check and not report.ok:
         raise typer.Exit(1)
+
+
+app.command("diff")(diff_images)
 
 
 @app.command("build")

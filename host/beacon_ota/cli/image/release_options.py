@@ -104,6 +104,14 @@ class ReleaseOptions(OptionGroup):
             rich_help_panel=_PANEL,
         ),
     ] = None
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            help="An earlier release image: what did not change stays where it is in it, so that "
+            "beacons fetch and write less.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None
     without_agent: Annotated[
         bool,
         typer.Option(
@@ -197,6 +205,8 @@ def build_release(
             **content.files,
             **{name: read_image(Path(file)) for name, file in added.items()},
         },
+        like=None if options.like is None else read_image(options.like),
+        slot_size=board.slot_size,
     )
     board.check_fit(len(data))
     return data, content

@@ -6,6 +6,7 @@ import typer
 
 from beacon_ota.cli._support import unconfirmed
 from beacon_ota.cli._support.completion import complete_names, complete_words
+from beacon_ota.cli._support.cost import print_cost, read_cost
 from beacon_ota.cli._support.display import localize_times, print_listing, redraw_until
 from beacon_ota.cli._support.options import (
     EveryOption,
@@ -107,16 +108,17 @@ def plan_rollout(
     server: Server,
     json: JsonOption = False,
 ) -> None:
-    """Show who would get a release when, if all went well; nothing is started."""
+    """Show who would get a release when, and what it costs them; nothing is started."""
     body = plan.read_plan()
     firmware_id = server.client.find_firmware(release)["firmware_id"]
     found = server.client.plan_rollout(
         firmware_id, body, start_at=plan.parse_start(), seed=plan.seed
     )
     if json:
-        output.print_json(found)
+        output.print_json({**found, "cost": read_cost(server.client, firmware_id)})
         return
     print_timeline(found, each)
+    print_cost(server.client, firmware_id)
 
 
 @app.command("list")
