@@ -9,8 +9,8 @@ from bleak import BleakClient
 
 from beacon_ota.errors import BeaconOtaError, ReachError
 from beacon_ota.provision.desired_config import Network, Secret, parse_position
-from beacon_ota.provision.scan import format_position
 from beacon_ota.provision.session import hmac_sha256
+from beacon_ota.provision.sighting import format_position
 from beacon_ota.wire import access, access_reader, adverts
 from tests.firmware.server import Fault
 from tests.provision import scene as scenes
@@ -158,6 +158,40 @@ def test_a_wrong_password_costs_nothing(v1):
         # The new key came before the network: with it the beacon is heard.
         assert s.online(wifi=Network.of("new", "other password")).poll == "ok"
         assert s.joined() == b"new"
+
+
+@pytest.mark.parametrize(
+    ("refusals", "code"),
+    [
+        ((15,), "wifi_wrong_password"),
+        ((204,), "wifi_wrong_password"),
+        ((202,), "wifi_wrong_password"),
+        ((15, 205), "wifi_wrong_password"),
+        ((201, 15), "wifi_wrong_password"),
+        ((2, 201), "wifi_failed"),
+        ((203,), "wifi_failed"),
+        ((201,), "wifi_failed"),
+        ((210,), "wifi_security"),
+        ((211,), "wifi_security"),
+    ],
+)
+def test_refusals_as_drivers_report_them(v1, refusals, code):
+    """A wrong password by any of its reasons; and no network of its list is said to be missing."""
+    with scene(v1) as s:
+        s.network.points[0].refusals = refusals
+        with pytest.raises(BeaconOtaError) as caught:
+            s.online(wifi=Network.of(SSID, "wrong password"))
+        assert caught.value.code == code, caught.value
+        if code == "wifi_failed":
+            assert "check the password" in str(caught.value)
+        s.wait(lambda: not s.beacon.wlan._connecting, what="the driver is left alone")
+
+
+@pytest.mark.parametrize("missed", [1, 2, 3])
+def test_a_network_that_a_scan_misses(v1, missed):
+    with scene(v1) as s:
+        s.network.points[0].missed = missed
+        assert s.online().poll == "ok"
 
 
 def test_a_network_that_is_not_there(v1):

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from beacon_ota.provision.desired_config import DesiredConfig, Network
     from beacon_ota.provision.flow import AskSecret
     from beacon_ota.provision.registry import OrchestratorRegistry
-    from beacon_ota.provision.scan import Sighting
-    from beacon_ota.virtual.radio.selection import RadioSelection
+    from beacon_ota.provision.scan import BeaconFinder
+    from beacon_ota.provision.sighting import Sighting
 
 _WHO, _WIFI, _MORE, _SERVER = "Which beacon", "Network", "Settings", "Orchestrator"
 
@@ -96,11 +96,11 @@ class BeaconChoice(OptionGroup):
         """Return the source of the secret: the options, or a prompt."""
         return prompts.secret_source(self.pin, self.pin_file, self.pop)
 
-    def find_sighting(
-        self, radio: "RadioSelection", quiet: bool, *, opened: bool = True
+    async def find_sighting(
+        self, finder: "BeaconFinder", quiet: bool, *, opened: bool = True
     ) -> "Sighting":
         """Scan until the beacon is found; at a terminal, ask which one is meant."""
-        return prompts.find_sighting(radio, self.beacon, self.search, quiet, opened=opened)
+        return await prompts.find_sighting(finder, self.beacon, self.search, quiet, opened=opened)
 
 
 @dataclass(frozen=True)
