@@ -50,7 +50,6 @@ orchestrator/api/session.py
 orchestrator/api/sites.py
 orchestrator/api/unconfirmed.py
 orchestrator/api/webhooks.py
-orchestrator/beacon_api/download.py
 orchestrator/core/health.py
 orchestrator/core/credential_cache.py
 orchestrator/db/schema.py

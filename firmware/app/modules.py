@@ -24,3 +24,21 @@ def unload(names):
         if module and package in sys.modules and hasattr(sys.modules[package], last):
             delattr(sys.modules[package], last)
     gc.collect()
+
+
+# Loads a module for one call of a function.
+def use(name, function, *args):
+    __import__(name)
+    try:
+        return getattr(sys.modules[name], function)(*args)
+    finally:
+        unload(name)
+
+
+# Loads modules for one call of an async function of the last one.
+async def call(names, function, *args):
+    await preload(names)
+    try:
+        return await getattr(sys.modules[names.split()[-1]], function)(*args)
+    finally:
+        unload(names)

@@ -13,7 +13,6 @@ from beacon_ota.images import (
     appfs,
     boards,
     flash,
-    littlefs_writer,
     release,
     synthetic,
 )
@@ -74,7 +73,7 @@ def make(
     if filler:
         block = hashlib.sha256(version.encode()).digest()
         files["filler"] = (block * (filler // 32 + 1))[:filler]
-    return release.join_core_and_app(core, littlefs_writer.build_filesystem(files, appfs.BLOCK))
+    return release.join_core_and_app(core, appfs.pack_app(files))
 
 
 def image(built: bytes, settings: Mapping[str, int | bytes], board: str = "esp32c3") -> bytes:

@@ -2,14 +2,26 @@
 # The last step of an update on a chip in RAM: what is behind the image, and the image's head.
 
 from mp.chip import SECTOR, Cut, image, littlefs
-from mp.update import NEW, PAGE, content, finish, refuses, rescued, same_core, whole, write
-from ota import writer
+from mp.update import (
+    NEW,
+    OLD,
+    PAGE,
+    begin,
+    content,
+    finish,
+    refuses,
+    rescued,
+    same_core,
+    sha,
+    whole,
+    write,
+)
 from ota.image import image_length
 from wire.refused import Refused
 
 
 def ready(s, data):
-    w = writer.Writer(s.partition(1), len(data))
+    w = begin(s.partition(1))
     write(w, data)
     return w
 
@@ -32,6 +44,27 @@ def test_nothing_is_erased_behind_a_full_slot():
     assert len(data) == 4 * SECTOR
     finish(ready(s, data))
     assert image_length(s.partition(1)) == len(data) and rescued(chip)
+
+
+def test_a_slot_that_is_not_the_signed_release_gets_no_head():
+    """What counts is what flash holds; it may have changed since it was written."""
+    for at in (PAGE, SECTOR - 1, SECTOR, len(NEW) - 1):
+        chip, s = same_core()
+        w = ready(s, NEW)
+        chip.flash[chip.row("ota_1")[2] + at] ^= 1
+        before = bytes(chip.flash)
+        try:
+            finish(w, sha(NEW))
+            raise AssertionError("went through")
+        except Refused as error:
+            assert error.code == "checksum" and error.detail.startswith("flash holds ")
+        assert chip.flash == before and not rescued(chip)
+    chip, s = same_core()
+    try:
+        finish(ready(s, OLD), sha(NEW))
+        raise AssertionError("went through")
+    except Refused as error:
+        assert error.code == "checksum"
 
 
 def test_what_is_no_image_gets_no_head():

@@ -131,6 +131,10 @@ class Server:
     downloads: list[Any] = field(default_factory=list)
     polls: list[Any] = field(default_factory=list)
     posts: list[Any] = field(default_factory=list)
+    indexes: list[Any] = field(default_factory=list)
+    # The block index that is served; None: 404, as for a release that has none.
+    blocks: bytes | None = None
+    knows_blocks: bool = True  # False: an older server, which has no such route
     # Somebody else who answers at this address: what he says to a request, None to let it through.
     stranger: Callable[[Request], Fault | None] = lambda request: None
     # What the orchestrator itself does wrong with an authentic request: sealed.
@@ -184,6 +188,10 @@ class Server:
                 self.changed.wait(min(left, 0.25))
             return value
 
+    def ranges(self) -> list[str]:
+        """What the downloads asked for, "" for the whole image."""
+        return [r.headers.get("range", "") for r in self.requests if r.path.endswith("/download")]
+
     def statuses(self) -> list[str]:
         """The reported words in order, idle ones left out."""
         return [r["update_status"] for r in self.reports if r["update_status"] != "idle"]
@@ -215,6 +223,13 @@ class Server:
     def checksum(self) -> str:
         """SHA-256 of the release, hex."""
         return hashlib.sha256(self.image if self.plain is None else self.plain).hexdigest()
+
+    @property
+    def index(self) -> bytes:
+        """The block index of the release."""
+        plain = self.image if self.plain is None else self.plain
+        sectors = (plain[at : at + 4096] for at in range(0, len(plain), 4096))
+        return b"".join(hashlib.sha256(sector).digest()[:8] for sector in sectors)
 
     @property
     def firmware_id(self) -> str:
@@ -365,6 +380,8 @@ class _Handler(socketserver.StreamRequestHandler):
             self._report(request)
         elif request.path.startswith("/firmwares/latest/"):
             self._poll(request)
+        elif request.path.endswith("/blocks"):
+            self._blocks(request)
         else:
             self._download(request)
 
@@ -421,20 +438,37 @@ class _Handler(socketserver.StreamRequestHandler):
             owner.started = owner.now()
         if self._problem(request, fault):
             return
-        body, digest = owner.image, hashlib.sha256(owner.image).hexdigest()
-        status, first = 200, 0
+        self._serve(request, owner.image, fault)
+
+    def _blocks(self, request: Request) -> None:
+        owner = self.owner
+        fault = self._fault(owner.indexes) or Fault()
+        if self._problem(request, fault):
+            return
+        if not owner.knows_blocks:
+            request.nonce = ""  # not sealed
+            self._send(request, 404, {"detail": "Not Found"})
+        elif owner.blocks is None:
+            self._send(request, 404, {"code": "blocks_missing"})
+        else:
+            self._serve(request, owner.blocks, fault)
+
+    def _serve(self, request: Request, body: bytes, fault: Fault) -> None:
+        digest = hashlib.sha256(body).hexdigest()
+        status, first, end = 200, 0, len(body)
         headers = {"ETag": f'"{digest}"' if fault.etag is None else fault.etag}
         wanted = request.headers.get("range", "")
         same = request.headers.get("if-range") == f'"{digest}"'
         if wanted.startswith("bytes=") and same and not fault.ignore_range:
-            first = int(wanted[6:].split("-")[0])
+            begin, _, last = wanted[6:].partition("-")
+            first, end = int(begin), int(last) + 1 if last else len(body)
             status = 206
-            headers["Content-Range"] = f"bytes {first}-{len(body) - 1}/{len(body)}"
+            headers["Content-Range"] = f"bytes {first}-{end - 1}/{len(body)}"
             if fault.content_range is not None:
                 headers["Content-Range"] = fault.content_range
         if fault.body is not None:
             body = fault.body
-        body = body[first:]
+        body = body[first:end]
         if fault.chunked:
             headers["Transfer-Encoding"] = "chunked"
         elif fault.length is not None:

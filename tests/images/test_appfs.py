@@ -41,7 +41,7 @@ def test_an_app_is_compiled_and_described():
     ]
     assert info == INFO
     assert found.files["keys.json"] == b'{"keys":{}}'
-    assert found.block_size == 512 and found.version == (2, 0)
+    assert found.block_size == 256 and found.version == (2, 0)
     assert len(app.image) % 4096 == 0
     assert app.payload == sum(len(d) for n, d in found.files.items() if n.endswith(".mpy"))
 
@@ -64,12 +64,12 @@ import sys, vfs
 f = open(%r, "rb")
 class Device:
     def readblocks(self, n, buf, off=0):
-        f.seek(n * 512 + off)
+        f.seek(n * 256 + off)
         f.readinto(buf)
     def writeblocks(self, n, buf, off=0):
         raise OSError(30)
     def ioctl(self, op, arg):
-        return {4: %d, 5: 512}.get(op, 0)
+        return {4: %d, 5: 256}.get(op, 0)
 vfs.mount(Device(), "/app", readonly=True)
 sys.path[:] = ["/app"]
 import main
@@ -89,7 +89,7 @@ def test_the_interpreter_runs_it_with_line_numbers_and_without_asserts(tmp_path)
             "-X",
             "heapsize=160K",
             "-c",
-            RUN % (str(image), image.stat().st_size // 512),
+            RUN % (str(image), image.stat().st_size // 256),
         ],
         capture_output=True,
         text=True,

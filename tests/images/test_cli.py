@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from beacon_ota import cli
+from beacon_ota.cli import virtual
 from beacon_ota.images import core as cores
 from beacon_ota.images import flash, release, synthetic
 from beacon_ota.trust import KeySet, PublicKey
@@ -119,10 +120,61 @@ def test_what_the_command_builds_boots(run, tmp_path):
         assert beacon.boot and beacon.boot.slot == "ota_0"
 
 
+def test_an_image_knows_the_chip_of_its_label(run, app):
+    """A name alone says the last three bytes; a virtual beacon is the chip that it is for."""
+    code, out, _ = run("provision", "label", "7c:df:a1:00:11:22")
+    assert code == 0
+    Path("label.csv").write_text(out)
+    build = ("image", "flash", "--synthetic", "--app", app, "--insecure", "--version", "1.0.0")
+    for given, address in (
+        (("--label", "label.csv"), "7cdfa1001122"),
+        (("--ble-name", "BLUFI_001124", "--pin", "12345678"), "001122"),
+        (("--ble-name", "BLUFI_001101", "--pin", "12345678"), "0011ff"),
+        ((), ""),
+    ):
+        assert run(*build, *given, "-o", "f.bin")[0] == 0
+        image = Path("f.bin").read_bytes()
+        assert flash.read_address(image).hex() == address
+        assert virtual._labelled_address(Path("f.bin"), image).hex().endswith(address)
+        assert len(virtual._labelled_address(Path("f.bin"), image)) == 6
+    Path("label.csv").write_text(out.replace("7c:df:a1:00:11:22", "7c:df:a1:00:11:21", 1))
+    code, _, err = run(*build, "--label", "label.csv")
+    assert code == 1 and "label_file" in err
+
+
 def test_the_same_command_gives_the_same_bytes(run, app):
     args = ("image", "build", "--version", "1.0.0", "--synthetic", "--app", app, "--insecure")
     assert run(*args, "-o", "a.bin")[0] == run(*args, "-o", "b.bin")[0] == 0
     assert Path("a.bin").read_bytes() == Path("b.bin").read_bytes()
+
+
+def test_a_release_like_the_one_before_and_what_it_moves(run, app):
+    for number in range(30):
+        (app / f"m{number}.py").write_text(f"def f():\n    return {number!r} * 9\n" * 60)
+    common = ("--synthetic", "--app", app, "--insecure", "--built-at", 7)
+    assert run("image", "build", "--version", "1.0.0", *common, "-o", "a.bin")[0] == 0
+    (app / "m3.py").write_text("def f():\n    return None\n" * 70)
+    for like, name in (("a.bin", "b.bin"), ("a.bin", "c.bin"), (None, "anew.bin")):
+        more = () if like is None else ("--like", like)
+        code = run("image", "build", "--version", "1.0.1", *common, *more, "-o", name)[0]
+        assert code == 0
+    assert Path("b.bin").read_bytes() == Path("c.bin").read_bytes()
+    code, out, _ = run("image", "diff", "a.bin", "b.bin", "--json")
+    found = json.loads(out)
+    assert code == 0 and found["same_core"]
+    assert [one["name"] for one in found["files"]] == ["app.json", "m3.mpy"]
+    assert len(found["sectors"]) <= 3 and found["cost"]["written"] == len(found["sectors"]) + 1
+    assert found["cost"]["fetched"] < found["full"]["fetched"] / 3
+    held = {name for one in found["sectors"] for name in one["holds"]}
+    assert {"app.json", "m3.mpy", "folders"} <= held
+    code, out, _ = run("image", "diff", "a.bin", "b.bin")
+    assert code == 0 and "the same core" in out and "m3.mpy" in out
+    assert run("image", "diff", "a.bin", "missing.bin")[0] == 2
+    code, out, err = run("image", "build", "--version", "2.0.0", *common, "--like", app / "main.py")
+    assert code == 1 and "image_magic" in err
+    layout = json.loads(run("image", "inspect", "b.bin", "--json")[1])["facts"]["layout"]
+    assert layout[0]["holds"] == "core" and "app.json" in layout[1]["holds"]
+    assert sum("m3.mpy" in row["holds"] for row in layout) == 1
 
 
 def test_keys_for_a_frozen_app(run, tmp_path, keys_json):

@@ -44,7 +44,9 @@ def test_a_release_from_upload_to_rollout(server, run, tmp_path):
     fleet = beacons(server, 5)
     for beacon in fleet:
         beacon.poll()
-    assert "ends" in run("rollout", "plan", "1.1.0", "--preset", "all-at-once")
+    planned = run("rollout", "plan", "1.1.0", "--preset", "all-at-once")
+    assert "ends" in planned and "5 beacons fetch" in planned
+    assert shown["cost"]["beacons"] == 0 and "what it costs a beacon" in planned
     named = run("rollout", "plan", "1.1.0", "--preset", "all-at-once", "--beacons")
     assert all(beacon.id in named for beacon in fleet)
     shown = json.loads(run("rollout", "plan", "1.1.0", "--preset", "all-at-once", "--json"))

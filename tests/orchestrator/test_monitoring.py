@@ -28,7 +28,7 @@ def exported(tmp_path_factory) -> dict[str, set[str]]:
         admin.create_rollout(firmware["firmware_id"], plan)
         fleet = beacons(server, 4)
         offers = [until(beacon.offer, deadline_s=180) for beacon in fleet]
-        fleet[0].update(offers[0])
+        fleet[0].update(offers[0], bytes_fetched=8192, sectors_kept=1, sectors_written=2)
         fleet[1].fail(offers[1])
         assert fleet[2].download(offers[2]).status == 200
         fleet[3].report("idle", insecure=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from beacon_ota.cli import main
-from beacon_ota.images import release
+from beacon_ota.images import blocks, release
 from beacon_ota.trust import KeySet, encrypt, releases
 from tests.orchestrator.world import Server, beacons, environment, image
 
@@ -139,9 +139,11 @@ def test_an_encrypted_release(server, run, keys):
     assert done["checksum"] != done["blob"]
     run("release", "download", "1.0.1", "-o", "again.bin")
     sealed = Path("again.bin").read_bytes()
+    index = Path("again.bin.blocks").read_bytes()
     manifest = releases.claimed_manifest(Path("again.bin.manifest.json").read_bytes())
     fleet_key = encrypt.read_fleet_key(Path("fleet.key"))
     opened = encrypt.crypt_image(sealed, fleet_key, manifest.checksum)
+    assert index == blocks.hash_sectors(opened)
     assert release.parse_release(opened).info.version == "1.0.1"
     assert (
         release.parse_release(opened).files["main.mpy"]

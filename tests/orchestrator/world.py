@@ -283,13 +283,13 @@ class TestBeacon:
         """Boot the release of an offer, as it is after its self-test."""
         self.version, self.image = offer["version"], offer["checksum"]
 
-    def update(self, offer: dict[str, Any]) -> None:
-        """Go the whole way of an update that works."""
+    def update(self, offer: dict[str, Any], **more: Any) -> None:
+        """Go the whole way of an update that works; ``more`` goes into the last report."""
         assert self.download(offer).status == 200
         assert self.report("rebooting", offer).status == 200
         old = self.version
         self.install(offer)
-        answer = self.report("success", offer, previous_version=old)
+        answer = self.report("success", offer, previous_version=old, **more)
         assert answer.status == 200, answer.body
 
     def fail(self, offer: dict[str, Any], stage: str = "verify", code: str = "checksum") -> Answer:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from beacon_ota.cli import main
+from beacon_ota.images import blocks
 from beacon_ota.trust import KeySet, encrypt
 from tests.trust.lab import NOW
 from tests.trust.test_dsse import needs_openssl, openssl_verifies
@@ -239,6 +240,8 @@ def test_encrypted(ok, refused, release_file, folder):
     row = json.loads(ok(*sign, "--out", sealed, "--json"))
     assert row["encryption"]["scheme"] == "aes-128-ctr"
     assert sealed.stat().st_size == row["size"]
+    index = sealed.with_name("sealed.bin.blocks").read_bytes()
+    assert index == blocks.hash_sectors(release_file.read_bytes())
     assert json.loads(ok("release", "verify", sealed, "--json"))["looked_into"] is False
     opened = ("release", "verify", sealed, "--json", "--fleet-key")
     assert json.loads(ok(*opened, "fleet.key"))["looked_into"] is True

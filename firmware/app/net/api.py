@@ -28,8 +28,10 @@ def _hex(data):
     return hexlify(data).decode()
 
 
-# The answer was not authenticated: a stranger sent it, or an orchestrator that does not know this
-# beacon. It is journalled, so that operators learn of it when the orchestrator is back.
+# The answer was not authenticated. `refused` is True when it reads like an orchestrator that does
+# not know this beacon, "stranger" when something else answers (a captive portal, another server),
+# False for a failing server. It is journalled, so that operators learn of it when the orchestrator
+# is back.
 class Unsealed(HttpError):
     pass
 
@@ -64,31 +66,25 @@ class Api:
         url = None
         unload("wire.url")
 
-    # An authentic answer ended badly, so its sender is doubtful: the name is looked up again before
-    # the next request.
-    def distrust_address(self):
-        self._address_proven = False
+    # With False, an authentic answer ended badly, so its sender is doubtful: the name is looked up
+    # again before the next request.
+    def trust_address(self, proven):
+        self._address_proven = proven
 
     # Whether this beacon has the id and the key that a signature takes.
     def can_sign(self):
         return auth.is_valid_id(self.id) and len(self._key) == 32
 
     # Returns (status, decoded JSON or None, seconds of Retry-After or None) of an authenticated
-    # answer. Raises HttpError.
-    async def call(self, method, target, doc=None):
-        body = b"" if doc is None else json.dumps(doc).encode()
-        if doc and "clock_unset" not in doc:
-            doc = None
+    # answer. Raises HttpError. `build(*args)` makes the object that is sent; no variable holds that
+    # beside its JSON.
+    async def call(self, method, target, build=None, *args):
         for again in (True, False):
+            body = json.dumps(build(*args)).encode() if build else b""
             status, answer, retry = await self._exchange(method, target, body)
             # The answer has set the clock. Only one repetition, or clocks that disagree would loop.
             if not (again and status == 401 and is_clock_skew(answer)):
-                break
-            if doc:  # the report was written before the clock was set
-                del doc["clock_unset"]
-                doc["updated_at"] = clock.utc()
-                body = json.dumps(doc).encode()
-        return status, answer, retry
+                return status, answer, retry
 
     async def _exchange(self, method, target, body):
         deadline = time.ticks_add(time.ticks_ms(), _TOTAL)
@@ -99,26 +95,32 @@ class Api:
 
     # Reads a small answer: (status, decoded JSON or None, seconds of Retry-After or None).
     async def read_answer(self, connection, limit=_WORD):
+        status = connection.status
+        answer = b""
         try:
-            answer = await connection.read(limit)
+            # A stranger's page may be long, and only a 401 can say whether it is one.
+            if status == 401 or "x-beacon-mac" in connection.headers:
+                answer = await connection.read(limit)
         finally:
             connection.close()
-        self.check_mac(connection, _hex(sha256(answer).digest()))
+        self.check_mac(connection, _hex(sha256(answer).digest()), answer)
         return (
-            connection.status,
+            status,
             parse_answer(answer) if answer else None,
             _parse_retry_after(connection),
         )
 
     # Raises Unsealed unless the orchestrator signed this status and `digest`.
-    def check_mac(self, connection, digest):
+    def check_mac(self, connection, digest, answer=b""):
         status = connection.status
         given = connection.headers.get("x-beacon-mac", "")
         text = auth.answer_text(self.nonce, status, digest)
         if not equal(hexlify(hmac_sha256(self._key, text)), given.encode()):
-            # A failing server (5xx) may be unable to sign. Any other status comes from a stranger,
-            # or from an orchestrator that does not know this beacon.
-            raise Unsealed("http", "status %d, not authentic" % status, status < 500)
+            # A failing server (5xx) may be unable to sign; 511 is a captive portal's.
+            refused = (status < 500 or status == 511) and "stranger"
+            if status == 401 and (b'"unknown_beacon"' in answer or b'"bad_mac"' in answer):
+                refused = True
+            raise Unsealed("http", "status %d, not authentic" % status, refused)
         self._address_proven = True
 
     async def open_request(self, method, target, body, headers, idle_timeout_ms, deadline):

@@ -6,7 +6,7 @@
 import machine
 from wire.refused import Refused
 
-from ota.image import image_length
+from ota.image import digest, image_length
 from ota.slots import SECTOR, FlashError
 
 
@@ -25,11 +25,16 @@ class _CompletedSlot:
             memoryview(buf)[:size] = self._head[at : at + size]
 
 
-# Raises Refused unless core and app fill the release exactly. `head` is the image's first page,
-# which is still blank in the slot `part`; `size` is the whole image's.
-def check_image(part, size, head):
+# Raises Refused unless the slot `part` holds the release with this SHA-256, read back from flash,
+# and unless core and app fill it exactly. `head` is the image's first page, which is still blank in
+# the slot; `size` is the whole image's.
+async def check_image(part, size, head, checksum):
+    slot = _CompletedSlot(part, head)
+    found = await digest(slot, size)
+    if found != checksum:
+        raise Refused("checksum", "flash holds " + found[:16])
     _erase_behind(part, size)
-    if image_length(_CompletedSlot(part, head)) != size:
+    if image_length(slot) != size:
         raise Refused("image", "core and app do not fill the release")
 
 

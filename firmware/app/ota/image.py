@@ -10,13 +10,13 @@ from micropython import const
 _SECTOR = const(4096)
 _MAGIC = const(0xE9)
 _SEGMENTS = const(16)
+_TURN = const(32768)  # bytes after which other tasks may run
 
 
-# The length of the release image in a slot: to the end of the app filesystem behind the core, or
-# of the core when its app is frozen into it. 0 when there is no image.
-def image_length(part):
+# The length of the core in a slot, 0 when there is no image.
+def core_length(part):
     size = part.info()[3]
-    head = bytearray(32)
+    head = bytearray(24)
     part.readblocks(0, head, 0)
     count, hashed = head[1], head[23]
     if head[0] != _MAGIC or count > _SEGMENTS:
@@ -28,19 +28,29 @@ def image_length(part):
         if at > size - _SECTOR:
             return 0
     core = (at + 16 & -16) + (32 if hashed else 0)
+    return core if core <= size else 0
+
+
+# The length of the release image in a slot: to the end of the app filesystem behind the core, or
+# of the core when its app is frozen into it. 0 when there is no image.
+def image_length(part):
+    size = part.info()[3]
+    core = core_length(part)
     tail = (core + _SECTOR - 1) & -_SECTOR
-    if tail <= size - _SECTOR:
+    if core and tail <= size - _SECTOR:
+        head = bytearray(32)
         part.readblocks(0, head, tail)
         block, blocks = unpack_from("<II", head, 24)
         if head[8:16] == b"littlefs" and 0 < block * blocks <= size - tail:
             return tail + block * blocks
-    return core if core <= size else 0
+    return core
 
 
-# SHA-256 of a slot's release image in hex, "" when there is none. Other tasks run after each
-# sector.
-async def digest(part):
-    length = image_length(part)
+# SHA-256 in hex of a slot's release image, or of its first `length` bytes; "" when there is none.
+# Other tasks run after every few sectors.
+async def digest(part, length=None):
+    if length is None:
+        length = image_length(part)
     if not length:
         return ""
     buf = bytearray(_SECTOR)
@@ -48,5 +58,6 @@ async def digest(part):
     for at in range(0, length, _SECTOR):
         part.readblocks(0, buf, at)
         sha.update(memoryview(buf)[: length - at] if length - at < _SECTOR else buf)
-        await asyncio.sleep_ms(0)
+        if not at % _TURN:
+            await asyncio.sleep_ms(0)
     return hexlify(sha.digest()).decode()

@@ -8,25 +8,17 @@
 # * HttpError: an exchange failed (stage "download");
 # * AttemptCancelled: the orchestrator has ended the attempt.
 
-import asyncio
 import time
 
 from micropython import const
-from modules import preload, unload
+from modules import call
 from net.http import HttpError
 
 from ota.slots import FlashError
 
-# What is loaded to verify an offer, what to download the release (dependencies first), and all
-# that an attempt may leave behind.
+# What is loaded to verify an offer, dependencies first, and what an attempt may leave behind.
 _VERIFICATION = const("wire.versions wire.manifest crypto.pss ota.denylist ota.verify")
-_DOWNLOAD = const(
-    "ota.writer ota.download ota.bootable ota.decrypt ota.image crypto.ctr crypto.hkdf"
-)
-MODULES = _VERIFICATION + " " + _DOWNLOAD + " ota.boot_slot ota.acknowledged ota.install"
-
-_FAREWELL = const(1000)  # ms in which the air says that the beacon reboots
-_REBOOTING = const(0xFF)
+MODULES = "ota.decrypt crypto.ctr crypto.hkdf ota.boot_slot ota.install"
 
 
 # The orchestrator has ended this attempt; there is nothing to report.
@@ -61,52 +53,25 @@ class Install:
         except OSError as error:
             raise FlashError("write", "nvs: %s" % error)
 
-    # Ends in a reset into the new release, or raises the exception that says why not.
+    # Ends in a reset into the new release, or raises the exception that says why not. Each step has
+    # a module of its own, so that the longest one, the download, has the most memory.
     async def run(self):
         beacon = self._beacon
         self.save_status("downloading")
         beacon.radio.set_progress(0)
         await self.report_best_effort(0)
-        fields = await self.verify_offer()
+        offer, self._offer = self._offer, None
+        # Nothing is downloaded before, and from here on the manifest counts, not the offer.
+        fields = await call(_VERIFICATION, "verify_offer", beacon, offer)
+        offer.clear()  # callers still refer to it
         slot, head = await self._download(fields)
         self.record["bytes"] = fields["size"]
-        self.save_status("verifying")
-        await preload("ota.acknowledged ota.bootable")
-        from ota import acknowledged, bootable
-
-        await acknowledged.report_until_acknowledged(beacon, self, "verifying")
-        # Traces of an earlier trial in otadata must not be taken for this attempt's.
-        bootable.change_otadata(beacon.slots.erase_stale_entries)
-        self.record["slot"] = slot
-        self.save_status("rebooting")
-        await acknowledged.report_until_acknowledged(beacon, self, "rebooting")
-        beacon.radio.set_progress(_REBOOTING)
-        await asyncio.sleep_ms(_FAREWELL)
-        bootable.arm_slot(beacon, self, slot, head)
-
-    # Returns the fields of the signed manifest that the download needs. Nothing is downloaded
-    # before, and from here on the manifest counts, not the offer.
-    async def verify_offer(self):
-        await preload(_VERIFICATION)
-        from ota import verify
-
-        offer, self._offer = self._offer, {}
-        fields = await verify.verify_offer(self._beacon, offer)
-        self._beacon.measure_heap()
-        offer.clear()  # callers still refer to it
-        verify = None
-        unload(_VERIFICATION)
-        return {name: fields.get(name) for name in ("size", "checksum", "encryption")}
+        await call(
+            "ota.image ota.bootable ota.acknowledged", "boot_release", beacon, self, slot, head
+        )
 
     async def _download(self, fields):
-        await preload("ota.writer ota.download")
-        from ota import download
-
-        fetched = await download.Download(self._beacon, self, fields).run()
-        self._beacon.measure_heap()
-        download = None
-        unload(_DOWNLOAD)
-        return fetched
+        return await call("ota.writer ota.download", "download_release", self._beacon, self, fields)
 
     # -- reports
 
@@ -115,8 +80,7 @@ class Install:
     async def report_best_effort(self, progress):
         record = self.record
         try:
-            doc = self.reporter.build(record["status"], record, progress)
-            taken = await self.reporter.send(doc)
+            taken = await self.reporter.send(record["status"], record, progress)
         except HttpError as error:
             print("report:", error.code, error.detail)
             return

@@ -2,7 +2,7 @@
 # acknowledgement of the journal, a new key, or that an attempt is over.
 
 from micropython import const
-from modules import unload
+from modules import use
 from net.http import HttpError
 from wire.journal import printable
 from wire.shapes import clip_text, is_hex
@@ -39,21 +39,15 @@ class Reporter:
     # Builds the report of a status. `record` is the attempt's, None for an idle report. Reports are
     # rare, so the module that builds them is loaded for each.
     def build(self, status, record=None, progress=None):
-        from ota import status_report
+        return use("ota.status_report", "build_report", self._beacon, status, record, progress)
 
-        doc = status_report.build_report(self._beacon, status, record, progress)
-        status_report = None
-        unload("ota.status_report")
-        return doc
-
-    # True when the orchestrator acknowledged the report, False when it answered that the attempt is
-    # over. Raises HttpError for every other answer: only 2xx acknowledges a report.
-    async def send(self, doc):
+    # Sends the report that build() makes. True when the orchestrator acknowledged it, False when it
+    # answered that the attempt is over. Raises HttpError for every other answer: only 2xx
+    # acknowledges a report.
+    async def send(self, *report):
         beacon = self._beacon
-        call = beacon.api.call("POST", "/api/beacons/%s/ota_status" % beacon.api.id, doc)
-        doc = None  # not kept in memory beside the encoded body
-        status, answer, _ = await call
-        call = None
+        target = "/api/beacons/%s/ota_status" % beacon.api.id
+        status, answer, _ = await beacon.api.call("POST", target, self.build, *report)
         if status in (409, 410):
             return False
         if not 200 <= status < 300:
@@ -66,9 +60,5 @@ class Reporter:
                 beacon.journal.acknowledge(ack)
             pad = answer.get("rekey")
             if is_hex(pad, 64):
-                from ota import rekey
-
-                rekey.apply_key(beacon, pad)
-                rekey = None
-                unload("ota.rekey")
+                use("ota.rekey", "apply_key", beacon, pad)
         return True

@@ -24,6 +24,9 @@ _COPIED = const(
     )
 )
 
+# What the record holds as the list `cost`; one text, because each name would take 64 bytes.
+_COST = const("bytes_fetched sectors_kept sectors_written")
+
 
 # The report of a status. `record` is the attempt's, None for an idle report.
 def build_report(beacon, update_status, record, progress):
@@ -44,6 +47,9 @@ def build_report(beacon, update_status, record, progress):
         for name in _COPIED:
             if name in record:
                 doc[name] = record[name]
+        cost = record.get("cost")
+        if isinstance(cost, list):
+            doc.update(zip(_COST.split(), cost))
         if record.get("detail"):
             doc["detail"] = clip_text(printable(record["detail"], 200), 200)
     if progress is not None:

@@ -19,7 +19,7 @@ from wire.shapes import is_hex
 from ota import denylist
 
 KEYS = "/app/keys.json"
-_NEEDED = const(("size", "checksum", "encryption"))
+_NEEDED = const(("size", "checksum", "encryption", "core"))
 _MAX_KEYS = const(8192)  # bytes of the file: eight keys and some to spare
 
 
@@ -36,6 +36,7 @@ async def verify_offer(beacon, offer):
         beacon.slots.max_capacity(),
         beacon.insecure,
     )
+    beacon.measure_heap()
     return {name: fields[name] for name in _NEEDED if name in fields}
 
 

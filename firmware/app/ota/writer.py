@@ -1,15 +1,12 @@
-# Writes a release into a slot, one sector at a time: erase, program, read back, compare. Only bytes
-# that read back the same are hashed. A sector gets a second try; a second failure, or a failed
-# erase, gives up the slot.
+# Writes a release into a slot, one sector at a time. A sector that holds its bytes already is kept.
+# Any other is erased, programmed, read back and compared; it gets a second try. A second failure,
+# or a failed erase, gives up the slot.
 #
-# The slot's first page, the image's head, is erased before any other part of the slot and stays
-# blank until ota/bootable.py programs it. Until then neither the bootloader nor stage 0 takes the
-# slot for an image. Nothing else would keep a half-written slot from booting: a core that did not
-# change is complete there, and LittleFS has no checksum over the contents of its files.
-
-import asyncio
-from binascii import hexlify
-from hashlib import sha256
+# The slot's first page, the image's head, is blank before any other sector is written, and stays
+# blank until ota/bootable.py has hashed the slot and programs it. Until then neither the bootloader
+# nor stage 0 takes the slot for an image. Nothing else would keep a half-written slot from booting:
+# a core that did not change is complete there, and LittleFS has no checksum over the contents of
+# its files.
 
 from micropython import const
 
@@ -20,13 +17,13 @@ _PAGE = const(256)  # bytes that NOR flash programs at once
 
 
 class Writer:
-    # `part` is never the running slot (Slots.target_slots). `decrypt(buf, offset)` decrypts
-    # downloaded bytes in place.
-    def __init__(self, part, size, decrypt=None):
-        self._part = part
-        self.size = size
+    # `part` is never the running slot (Slots.target_slots). `cost` is a list that counts bytes
+    # fetched, sectors kept, and sectors written. `decrypt(buf, offset)` decrypts downloaded bytes
+    # in place.
+    def __init__(self, part, cost, decrypt=None):
+        self._cost = cost
+        cost[1] = 0
         self._decrypt = decrypt
-        self._sha = sha256()
         self.buf = bytearray(SECTOR)
         view = memoryview(self.buf)
         self._pieces = [view[at : at + _PIECE] for at in range(0, SECTOR, _PIECE)]
@@ -35,13 +32,19 @@ class Writer:
         self._flash = part.ioctl, part.writeblocks, part.readblocks, bytearray(_PIECE)
         self.written = 0
 
-    # Writes the next `size` bytes of `buf`: a whole sector, or the image's last bytes. Every piece
-    # is read back and compared, so afterwards flash holds what `buf` holds.
-    def write(self, size):
-        if size < SECTOR or self._decrypt:
-            self._prepare(size)
+    # Writes the next `size` bytes of the image, a whole sector or the image's last bytes: those in
+    # `buf`, which were downloaded, or those that the partition `source` holds at the same place.
+    # Afterwards flash has read back as what `buf` holds.
+    def write(self, size, source=None):
         data = buf = self.buf
         sector = self.written // SECTOR
+        cost = self._cost
+        if source:
+            source.readblocks(sector, buf)
+        else:
+            cost[0] += size
+            if size < SECTOR or self._decrypt:
+                self._prepare(size)
         start = 0
         if not sector:
             # The head is left out rather than programmed as blank: a page is programmed only once.
@@ -51,13 +54,15 @@ class Writer:
             data = memoryview(buf)[_PAGE:]
             start = _PAGE
         erase, program, read, back = self._flash
-        for last in (False, True):
-            code = "erase"
+        for tried in (0, 1, 2):
+            code = "readback"
             try:
-                erase(6, sector)
-                code = "write"
-                program(sector, data, start)
-                code = "readback"
+                if tried:
+                    code = "erase"
+                    erase(6, sector)
+                    code = "write"
+                    program(sector, data, start)
+                    code = "readback"
                 at = 0
                 for piece in self._pieces:
                     read(sector, back, at)
@@ -69,11 +74,9 @@ class Writer:
                     break
             except OSError as error:
                 detail = error
-            if last or code == "erase":
+            if tried == 2 or code == "erase":
                 raise FlashError(code, "sector %d: %s" % (sector, detail))
-        if not sector:
-            page[:] = self.head
-        self._sha.update(buf if size == SECTOR else memoryview(buf)[:size])
+        cost[2 if tried else 1] += 1
         self.written += size
 
     def _prepare(self, size):
@@ -83,20 +86,11 @@ class Writer:
         if self._decrypt:
             self._decrypt(memoryview(buf)[:size], self.written)
 
-    # The server sends all of it again.
+    # Leaves out the next `size` bytes: flash holds them. Not for the first sector.
+    def skip(self, size):
+        self._cost[1] += 1
+        self.written += size
+
+    # Begins again with the first sector.
     def restart(self):
-        self._sha = sha256()
-        self.written = 0
-
-    # Called before a download is resumed: hashes what is in flash again, with the kept head.
-    async def rehash(self):
-        self._sha = sha256()
-        for at in range(0, self.written, SECTOR):
-            self._part.readblocks(0, self.buf, at)
-            if not at:
-                memoryview(self.buf)[:_PAGE] = self.head
-            self._sha.update(self.buf)
-            await asyncio.sleep_ms(0)
-
-    def digest(self):
-        return hexlify(self._sha.digest()).decode()
+        self._cost[1] = self.written = 0

@@ -45,6 +45,9 @@ NUMBERS = (
     "reset_cause",
     "heap_free_min",
     "advertising_paused_ms",
+    "bytes_fetched",
+    "sectors_kept",
+    "sectors_written",
 )
 FLAGS = ("clock_unset", "insecure", "acquitted")
 

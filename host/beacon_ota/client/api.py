@@ -12,6 +12,7 @@ import requests
 
 from beacon_ota.client.transport import Transport, describe_failure
 from beacon_ota.errors import InputError, ReachError, UsageError
+from beacon_ota.images import blocks
 
 Json = dict[str, Any]
 
@@ -52,12 +53,18 @@ class Client(Transport):
             for one in self.list_firmwares(device_type=device_type or None)
             if one["version"] == version
         ]
-        if len(found) != 1:
+        if not found:
             raise InputError(
-                "firmware_unknown" if not found else "firmware_ambiguous",
-                f"{len(found) or 'no'} {'releases are' if found else 'release is'} called {name!r}",
-                found=[f"{one['device_type']}/{one['version']}" for one in found] or name,
+                "firmware_unknown",
+                f"No release {name}. `release list` shows them.",
                 expected="an id, a version, or device_type/version",
+            )
+        if len(found) > 1:
+            raise InputError(
+                "firmware_ambiguous",
+                f"{len(found)} releases are called {name}: name the device type, too",
+                found=[f"{one['device_type']}/{one['version']}" for one in found],
+                expected="device_type/version",
             )
         return found[0]
 
@@ -85,6 +92,27 @@ class Client(Transport):
                 found=digest.hexdigest(),
                 expected=firmware["blob"],
             )
+
+    def estimate_cost(self, firmware_id: str) -> Json:
+        """Return what a release costs the beacons of its board."""
+        return self.call("GET", f"/api/firmwares/{_quote_segment(firmware_id)}/cost")
+
+    def download_blocks(self, firmware: Json) -> bytes:
+        """Return the block index of a release (contracts.md §1).
+
+        Raises:
+            ReachError: ``download_damaged``: it is not one of an image of that size.
+        """
+        path = f"/firmwares/{_quote_segment(firmware['firmware_id'])}/blocks"
+        index = self.request("GET", path).content
+        if len(index) != blocks.index_size(firmware["size"]):
+            raise ReachError(
+                "download_damaged",
+                "this is not the block index of the release",
+                found=len(index),
+                expected=blocks.index_size(firmware["size"]),
+            )
+        return index
 
     def post_firmware_action(self, firmware_id: str, action: str, reason: str = "") -> Json:
         """``promote`` or ``deprecate`` a release."""

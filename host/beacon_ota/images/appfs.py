@@ -18,11 +18,11 @@ from pathlib import Path
 
 from beacon_ota import text_files
 from beacon_ota.errors import InputError
-from beacon_ota.images import Buffer, littlefs, littlefs_writer
+from beacon_ota.images import Buffer, app_layout, littlefs
+from beacon_ota.images.app_layout import Earlier
 from beacon_ota.wire import versions
 from beacon_ota.wire.shapes import is_hex, is_name, is_number
 
-BLOCK = 512  # bytes; see docs/images.md
 INFO = "app.json"
 KEYS = "keys.json"
 MAIN = "main"
@@ -221,6 +221,8 @@ def build_app(
     *,
     keys: bytes | None = None,
     extra: Mapping[str, bytes] | None = None,
+    earlier: Earlier | None = None,
+    room: int | None = None,
 ) -> App:
     """Build the app filesystem.
 
@@ -229,6 +231,8 @@ def build_app(
         info: goes in as ``app.json``.
         keys: the trusted keys, ``keys.json``.
         extra: further files as they are.
+        earlier: an app filesystem whose layout to keep, so that beacons move few sectors.
+        room: bytes that the slot has for the filesystem, None if any number will do.
 
     Raises:
         AppError: as :func:`compile_sources`, ``app_file`` for two files of one name.
@@ -244,7 +248,14 @@ def build_app(
         if name in files:
             raise AppError("app_file", "two files of one name", found=name)
         files[name] = data
-    return App(files, littlefs_writer.build_filesystem(files, BLOCK), payload)
+    return App(files, pack_app(files, earlier, room), payload)
+
+
+def pack_app(
+    files: Mapping[str, bytes], earlier: Earlier | None = None, room: int | None = None
+) -> bytes:
+    """Return an app filesystem of these files (LittlefsError ``fs_name``)."""
+    return app_layout.build_app_filesystem(files, INFO, earlier, room)
 
 
 def read_app(

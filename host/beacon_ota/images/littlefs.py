@@ -38,12 +38,19 @@ class LittlefsError(InputError):
 
 @dataclass(frozen=True)
 class Filesystem:
-    """What an image holds: paths with ``/``, without one in front, and the files' bytes."""
+    """What an image holds: paths with ``/``, without one in front, and the files' bytes.
+
+    Attributes:
+        chains: path → numbers of a file's blocks, first to last; a file without any is inline.
+        folders: path with ``/`` behind, "" the first → numbers of a folder's blocks.
+    """
 
     block_size: int
     block_count: int
     version: tuple[int, int]
     files: dict[str, bytes]
+    chains: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    folders: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -108,7 +115,7 @@ def read_filesystem(data: Buffer, offset: int = 0) -> Filesystem:
         )
     reader = _Reader(memoryview(data)[offset : offset + block_size * count], block_size)
     files = reader.read_tree()
-    return Filesystem(block_size, count, reader.version, files)
+    return Filesystem(block_size, count, reader.version, files, reader.chains, reader.folders)
 
 
 def _find_geometry(data: Buffer, offset: int) -> tuple[int, int]:
@@ -152,6 +159,8 @@ class _Reader:
         self.seen: set[int] = set()
         self.version = (0, 0)
         self.count = 0
+        self.chains: dict[str, tuple[int, ...]] = {}
+        self.folders: dict[str, tuple[int, ...]] = {}
 
     def read_tree(self) -> dict[str, bytes]:
         files: dict[str, bytes] = {}
@@ -164,6 +173,7 @@ class _Reader:
         following: tuple[int, int] | None = pair
         while following is not None:
             directory = self.read_directory(following)
+            self.folders[path] = self.folders.get(path, ()) + following
             for entry in directory.entries:
                 self.read_entry(entry, path, files)
             following = directory.tail
@@ -233,13 +243,16 @@ class _Reader:
             raise _damage_error("a file is larger than the filesystem", name)
         index = _last_index(size, self.block_size)
         parts: list[bytes] = []
+        numbers: list[int] = []
         while index >= 0:
             block = self.claim_block(head)
+            numbers.append(head)
             skip = 4 * ((index & -index).bit_length()) if index else 0
             parts.append(bytes(block[skip:]))
             head = struct.unpack_from("<I", block)[0]
             index -= 1
         parts.reverse()
+        self.chains[name] = tuple(reversed(numbers))
         data = b"".join(parts)
         if len(data) < size:
             raise _damage_error("a file's blocks are too few", name)

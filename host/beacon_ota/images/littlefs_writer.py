@@ -23,7 +23,7 @@ def build_filesystem(
         LittlefsError: ``fs_name`` (a path that cannot be stored), ``fs_full``, ``fs_build``.
     """
     for path in files:
-        _check_path(path, files)
+        check_path(path, files)
     if block_count is not None:
         return _format_and_fill(files, block_size, block_count)[0]
     unit = max(1, 4096 // block_size)
@@ -39,7 +39,8 @@ def build_filesystem(
             count += unit
 
 
-def _check_path(path: str, files: Mapping[str, bytes]) -> None:
+def check_path(path: str, files: Mapping[str, bytes]) -> None:
+    """Refuse a path that cannot be stored (LittlefsError ``fs_name``)."""
     parts = path.split("/")
     if not all(0 < len(part.encode()) <= NAME_MAX for part in parts) or {".", ".."} & {*parts}:
         raise LittlefsError("fs_name", "not a path for a file", found=path)

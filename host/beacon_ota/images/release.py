@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from beacon_ota.errors import InputError
-from beacon_ota.images import Buffer, appfs, esp, littlefs, littlefs_writer
+from beacon_ota.images import Buffer, app_layout, appfs, esp, littlefs, littlefs_writer
 from beacon_ota.images.appfs import AppError, AppInfo
 from beacon_ota.images.esp_format import AppImage
 from beacon_ota.wire import versions
@@ -75,14 +75,33 @@ def build_release(
     keys: bytes | None = None,
     insecure: bool = False,
     extra: Mapping[str, bytes] | None = None,
+    like: Buffer | None = None,
+    slot_size: int | None = None,
 ) -> bytes:
     """Compile an app and put it behind a core: a release in one step.
 
+    Args:
+        like: an earlier release image; files stay where they are in it, as far as possible.
+        slot_size: bytes of the slot, which bound the room that staying in place may take.
+
     Raises:
         AppError, LittlefsError: as :func:`beacon_ota.images.appfs.build_app`.
+        AppError, ImageError: ``like`` is no release, as :func:`parse_release`.
     """
     info = AppInfo(version, device_type, hashlib.sha256(core).hexdigest(), built_at, insecure)
-    return join_core_and_app(core, appfs.build_app(texts, info, keys=keys, extra=extra).image)
+    room = None if slot_size is None else slot_size - app_offset(len(core))
+    app = appfs.build_app(
+        texts, info, keys=keys, extra=extra, earlier=_find_layout(like), room=room
+    )
+    return join_core_and_app(core, app.image)
+
+
+def _find_layout(like: Buffer | None) -> app_layout.Earlier | None:
+    """Return the app filesystem of an earlier release, None without one to lay files out like."""
+    if like is None:
+        return None
+    found = parse_release(like)
+    return None if found.app_offset is None else app_layout.read_earlier(like, found.app_offset)
 
 
 def renumber_release(
@@ -120,7 +139,12 @@ def renumber_release(
     if keys is not None:
         files[appfs.KEYS] = keys
     core = bytes(data[: found.core.length])
-    return join_core_and_app(core, littlefs_writer.build_filesystem(files, appfs.BLOCK))
+    earlier = app_layout.read_earlier(data, found.app_offset)
+    if earlier is not None:
+        return join_core_and_app(core, appfs.pack_app(files, earlier))
+    # Built before layouts were kept: littlefs puts everything where it was.
+    block_size = littlefs.stored_geometry(data, found.app_offset)[0]
+    return join_core_and_app(core, littlefs_writer.build_filesystem(files, block_size))
 
 
 def parse_release(data: Buffer, offset: int = 0, size: int | None = None) -> Release:

@@ -3,7 +3,17 @@
 from datetime import UTC, datetime
 
 from beacon_ota.errors import InputError
-from beacon_ota.images import Buffer, appfs, boards, flash, littlefs, nvs, otadata
+from beacon_ota.images import (
+    Buffer,
+    appfs,
+    blocks,
+    boards,
+    compare,
+    flash,
+    littlefs,
+    nvs,
+    otadata,
+)
 from beacon_ota.images import release as releases
 from beacon_ota.images import settings as schema
 from beacon_ota.images.esp_format import AppImage, Bootloader
@@ -80,6 +90,19 @@ def describe_release(report: InspectionReport, found: Release, where: str) -> Js
         report.add_finding(WARN, "budget", text)
     facts["keys"] = _describe_keys(report, found, where)
     return facts
+
+
+def describe_layout(data: Buffer, found: Release) -> list[Json]:
+    """Describe what lies in each sector of a release; sectors of the core are one row."""
+    places = compare.locate_parts(data, found)
+    count = -(-found.size // blocks.SECTOR)
+    core = sum(names == {compare.CORE} for names in places.values())
+    rows: list[Json] = [{"sector": f"0-{core - 1}", "offset": 0, "holds": compare.CORE}]
+    for sector in range(core, count):
+        names = places.get(sector, set())
+        holds = " ".join(sorted(names)) or "nothing that is used"
+        rows.append({"sector": str(sector), "offset": sector * blocks.SECTOR, "holds": holds})
+    return rows
 
 
 def _describe_keys(report: InspectionReport, found: Release, where: str) -> Json | None:

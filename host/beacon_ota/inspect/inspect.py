@@ -137,6 +137,7 @@ def _describe_release(report: InspectionReport, data: Buffer, secrets: bool) -> 
     found = release.parse_release(data)
     report.facts["core"] = describe.describe_core(report, found.core)
     report.facts["release"] = describe.describe_release(report, found, "")
+    report.facts["layout"] = describe.describe_layout(data, found)
     report.add_finding(GOOD, "image", "core and app are whole and belong together")
     try:
         board = boards.board_for_device_type(found.info.device_type)

@@ -35,6 +35,7 @@ class Limits:
     own_files: int = 64  # open files kept for the database, images, webhooks
     chunk: int = 256 * KIB  # of a download, sent by reference
     blob_cache: int = 8 * KIB * KIB  # images kept in memory, least recently used go first
+    block_indexes: int = 512  # files of block indexes that are kept, 4 KiB each
     nonces: int = 128  # remembered per beacon; of older ones, when they were signed
     given_keys: int = 15  # that a beacon may have been given, beside the one it last used
     journal_entries: int = 8  # in one report

@@ -41,7 +41,7 @@ COLUMNS = (
     "tags",
 )
 VERBATIM = ("ssid", "password", "ssid2", "password2")  # blanks may be part of these
-IGNORED = ("mac", "address", "name")  # of `provision label`
+IGNORED = ("mac", "address", "name", "result", "version", "at", "detail")  # of files of labels
 _ROUNDED = re.compile(r"\d+([.,]\d+)?[eE]\+\d+|\d+[.,]0+")
 
 

@@ -120,7 +120,15 @@ def poll_error(name: str, state: StateReport) -> DeniedError | ReachError:
         return DeniedError(
             "poll_refused",
             f"the orchestrator does not take {name}: it is not registered as "
-            f"{state.beacon_id}, or with another key; provision it again",
+            f"{state.beacon_id}, or with another key; provision it again. (An older release says "
+            "the same when something else answers at that address)",
+            found=word,
+        )
+    if word == "stranger":
+        return ReachError(
+            "poll_stranger",
+            f"{name} {address}is on WiFi, but something answers there that is not the "
+            "orchestrator: a network's sign-in page, or another server at the address it was given",
             found=word,
         )
     return ReachError(

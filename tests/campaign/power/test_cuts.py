@@ -7,7 +7,11 @@ from beacon_ota.campaign.rig.builds import ReleaseStore
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("scenario", scenarios.SCENARIOS, ids=lambda scenario: scenario.name)
+@pytest.mark.parametrize(
+    "scenario",
+    (*scenarios.SCENARIOS, *scenarios.ADAPTIVE),
+    ids=lambda scenario: scenario.name,
+)
 def test_every_30th_cut(scenario, tmp_path):
     shelf = ReleaseStore(tmp_path)
     scenarios.prepare_releases(shelf, [scenario])

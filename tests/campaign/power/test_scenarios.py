@@ -8,7 +8,7 @@ from beacon_ota.errors import UsageError
 
 
 def test_every_scenario_is_found_by_the_name_in_its_cases():
-    every = (*scenarios.SCENARIOS, scenarios.RESCUE, *scenarios.REAL)
+    every = (*scenarios.SCENARIOS, scenarios.RESCUE, *scenarios.ADAPTIVE, *scenarios.REAL)
     assert len({scenario.name for scenario in every}) == len(every)
     for scenario in every:
         assert scenarios.scenario_of(CutCase(scenario.name, 0, "before")) is scenario
@@ -17,7 +17,11 @@ def test_every_scenario_is_found_by_the_name_in_its_cases():
     assert error.value.code == "case_name"
 
 
-@pytest.mark.parametrize("scenario", scenarios.SCENARIOS, ids=lambda scenario: scenario.name)
+@pytest.mark.parametrize(
+    "scenario",
+    (*scenarios.SCENARIOS, *scenarios.ADAPTIVE),
+    ids=lambda scenario: scenario.name,
+)
 def test_an_update_goes_from_one_version_to_a_higher_one(scenario):
     first, second, third = scenario.versions
     assert first < second < third

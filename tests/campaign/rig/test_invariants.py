@@ -1,5 +1,7 @@
 """The invariants that hold after every update (pure)."""
 
+from types import SimpleNamespace
+
 from beacon_ota.campaign.rig import invariants
 
 
@@ -9,3 +11,14 @@ def test_what_boots_is_a_whole_release():
     assert invariants.find_mixed_slots({}, [one]) == []
     for mixture in (b"\xe9core" + b"tne", one[:-1], b"", two):
         assert len(invariants.find_mixed_slots({"ota_0": one, "ota_1": mixture}, [one])) == 1
+
+
+def test_an_update_keeps_what_is_right_and_fetches_what_is_nowhere():
+    row = {"result": "success", "sectors_kept": 9, "bytes_fetched": 4096}
+    evidence = SimpleNamespace(further=[row], cost=(9, 4096))
+    assert invariants.check_next_update(evidence) == []
+    for cost in ((10, 4096), (9, 4095)):
+        assert len(invariants.check_next_update(SimpleNamespace(further=[row], cost=cost))) == 1
+    assert invariants.check_next_update(SimpleNamespace(further=[row], cost=None)) == []
+    row |= {"sectors_kept": None, "bytes_fetched": None}
+    assert len(invariants.check_next_update(evidence)) == 2

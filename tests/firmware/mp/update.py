@@ -1,11 +1,15 @@
 # What the suites of an update's last steps share: a chip with two releases of one core.
 
+import asyncio
+from binascii import hexlify
+from hashlib import sha256
+
 from mp import chip as c
 from mp.chip import SECTOR, VALID, Chip, entry, image, layout
 
 c.modules(Chip(layout(slot=1)))
 
-from ota import bootable, slots  # noqa: E402
+from ota import bootable, slots, writer  # noqa: E402
 
 APP = {"app.json": "{}"}
 PAGE = 256
@@ -38,10 +42,28 @@ def write(w, data):
         w.write(len(piece))
 
 
-# The end of an update: the sector behind the image, then the image's head.
-def finish(w):
-    bootable.check_image(w._part, w.size, w.head)
-    bootable.write_head(w._part, w.head)
+# A writer for `part`; `cost` is counted in w.cost.
+def begin(part, decrypt=None):
+    cost = [0, 0, 0]
+    w = writer.Writer(part, cost, decrypt)
+    w.part, w.cost = part, cost
+    return w
+
+
+# SHA-256 of the slot with the head that is still missing in it.
+def digest(w):
+    return asyncio.run(bootable.digest(bootable._CompletedSlot(w.part, w.head), w.written))
+
+
+# The end of an update: the hash, the sector behind the image, then the image's head. `checksum` is
+# the signed one; that of the slot by default.
+def finish(w, checksum=None):
+    asyncio.run(bootable.check_image(w.part, w.written, w.head, checksum or digest(w)))
+    bootable.write_head(w.part, w.head)
+
+
+def sha(data):
+    return hexlify(sha256(data).digest()).decode()
 
 
 def content(chip, label="ota_1"):

@@ -12,7 +12,7 @@ GOOD = {
     "format": 1,
     "made_at": "2030-01-02T03:04:05+00:00",
     "made_by": "0.1.0",
-    "schema": "0006",
+    "schema": "0008",
     "files": {
         DATABASE: {"bytes": 4096, "sha256": "0" * 64},
         f"blobs/{DIGEST}": {"bytes": 9, "sha256": DIGEST},

@@ -368,11 +368,23 @@ def test_what_was_measured_is_kept(server, release, beacon):
         reset_cause=3,
         heap_free_min=50_000,
         advertising_paused_ms=0,
+        bytes_fetched=24_576,
+        sectors_kept=432,
+        sectors_written=3,
     )
     shown = history(server, beacon)
     attempt = shown["attempts"][0]
     assert attempt["bytes"] == offer["size"] and attempt["duration_ms"] == 21_000
     assert attempt["trials"] == 1 and attempt["heap_free_min"] == 50_000
+    assert attempt["bytes_fetched"] == 24_576
+    assert (attempt["sectors_kept"], attempt["sectors_written"]) == (432, 3)
+    metrics = server.admin().request("GET", "/metrics").text
+    labels = f'device_type="esp32c3",version="{offer["version"]}"'
+    assert f"beacon_ota_update_bytes_fetched_total{{{labels}}} 24576.0" in metrics
+    assert f"beacon_ota_update_bytes_saved_total{{{labels}}} 0.0" in metrics  # a small image
+    for how, count in (("kept", 432.0), ("written", 3.0)):
+        sectors = labels.replace(",", f',how="{how}",')
+        assert f"beacon_ota_update_sectors_total{{{sectors}}} {count}" in metrics
     assert attempt["taken_at"] and attempt["rebooting_at"]
     assert [one["status"] for one in shown["reports"]] == ["success", "rebooting", "verifying"]
     assert shown["version"] == "1.1.0" and shown["image"] == offer["checksum"]
@@ -511,6 +523,9 @@ DECORATION = {
     "reset_cause": 10**4000,
     "heap_free_min": "5",
     "advertising_paused_ms": None,
+    "bytes_fetched": 1 << 60,
+    "sectors_kept": [1],
+    "sectors_written": -1,
     "clock_unset": False,
     "insecure": 1,
     "journal": [[1, 2, "a", "b"]],

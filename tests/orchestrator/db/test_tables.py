@@ -135,6 +135,19 @@ def test_a_beacon_that_goes_back_undoes_its_success(conn):
     assert found.results == {("f", "success"): 1}  # a counter never goes back
 
 
+def test_what_updates_moved_is_summed_by_release(conn):
+    conn.execute(update(firmwares).values(size=1000))
+    assert statistics.read_statistics(conn).transfers == {}
+    said = {"bytes_fetched": 300, "sectors_kept": 7, "sectors_written": 2}
+    attempts.record_result(conn, 5.0, {**REPORT, **said})
+    again = {"bytes_fetched": 1700, "sectors_written": 9}  # an adaptation that went wrong
+    for number, ended in enumerate(({**REPORT, **again}, {**FAILURE, "bytes_fetched": 10}, REPORT)):
+        attempts.offer(conn, attempt(f"n{number}", beacon_id=f"b{number}"))
+        attempts.record_result(conn, 6.0, {**ended, "attempt_id": f"n{number}"})
+    found = statistics.read_statistics(conn).transfers
+    assert found == {"f": statistics.Transfers(fetched=2010, saved=700, kept=7, written=11)}
+
+
 def test_a_success_that_came_late_is_undone_too(conn):
     attempts.conclude(conn, "a", 5.0, "lost", progress=OFFERED)
     attempts.record_result(conn, 9.0, REPORT)

@@ -54,10 +54,22 @@ def test_an_older_primary_says_less(reply):
     for row in reply["state"]["beacons"]:
         del row["given_keys"]
     for row in reply["state"]["attempts"]:
-        del row["blamed_at"]
+        for name in ("blamed_at", "bytes_fetched", "sectors_kept", "sectors_written"):
+            del row[name]
+    for row in reply["state"]["firmwares"]:
+        del row["blocks"]
     found = read_answer(reply)
     assert found.moves == "" and found.server_time is None and not found.unread
     assert not found.again
+
+
+@pytest.mark.parametrize("text", ["%", "AAAA", "A" * 4096])
+def test_a_block_index_that_cannot_be_right_is_done_without(reply, text):
+    (row,) = reply["state"]["firmwares"]
+    row["blocks"] = text
+    found = read_answer(reply)
+    assert found.state is not None and not found.unread
+    assert found.state["firmwares"] == [{**row, "blocks": None}]
 
 
 def test_fields_and_tables_that_are_unknown_are_let_go(reply):

@@ -15,7 +15,12 @@ from beacon_ota.campaign.faults.releases import FIRST, SECOND, THIRD, prepare_re
 from beacon_ota.campaign.rig import builds, invariants
 from beacon_ota.campaign.rig.beacon_rig import LATEST, Rig, scratch_folder, set_up_rig
 from beacon_ota.campaign.rig.builds import ReleaseStore
-from beacon_ota.campaign.rig.http_server import FOREIGN_ANSWERS, AnswerFault, HttpRequest
+from beacon_ota.campaign.rig.http_server import (
+    FOREIGN_ANSWERS,
+    AnswerFault,
+    HttpRequest,
+    refuse_index,
+)
 from beacon_ota.campaign.rig.invariants import EndState, Evidence
 from beacon_ota.campaign.rig.orchestrator import ONE_ATTEMPT_PLAN
 from beacon_ota.campaign.runner import CampaignOptions, CaseOutcome, CasePlan
@@ -178,6 +183,8 @@ class _FaultRun:
             return foreign
         if request.method == "POST" and request.path.endswith("/ota_status"):
             self._note_report(json.loads(request.body))
+        if request.path.endswith("/blocks"):  # the faults are made for whole downloads
+            return refuse_index(request)
         if self._faults_ended or not request.path.endswith("/download"):
             return None
         resumed = "range" in request.headers

@@ -23,7 +23,7 @@ from beacon_ota.campaign.fuzz.coverage import CoverageEdge, trace_edges
 from beacon_ota.campaign.rig import builds
 from beacon_ota.campaign.runner import CampaignOptions, CaseOutcome, CasePlan
 from beacon_ota.errors import BeaconOtaError, UsageError
-from beacon_ota.images import appfs, combined, esp, littlefs, littlefs_writer, partitions
+from beacon_ota.images import appfs, combined, esp, littlefs, partitions
 from beacon_ota.images import release as releases
 from beacon_ota.inspect import inspect
 from beacon_ota.orchestrator.beacon_api import report_parser
@@ -254,9 +254,7 @@ def _build_small_release() -> bytes:
         "1.0.0", builds.DEVICE, hashlib.sha256(builds.synthetic_core()).hexdigest(), insecure=True
     )
     files = {appfs.INFO: info.pack(), "main.mpy": b"M\x06\x00\x1f"}
-    return releases.join_core_and_app(
-        builds.synthetic_core(), littlefs_writer.build_filesystem(files, appfs.BLOCK)
-    )
+    return releases.join_core_and_app(builds.synthetic_core(), appfs.pack_app(files))
 
 
 class _NotJson(ValueError):

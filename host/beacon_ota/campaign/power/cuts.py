@@ -14,6 +14,7 @@ from beacon_ota.campaign.power.cut_cases import CutCase, choose_double_cuts, dis
 from beacon_ota.campaign.power.recording import Recording
 from beacon_ota.campaign.power.recovery import run_cut
 from beacon_ota.campaign.power.scenarios import (
+    ADAPTIVE,
     REAL,
     RESCUE,
     SCENARIOS,
@@ -37,10 +38,10 @@ def plan_cases(folder: Path, options: CampaignOptions) -> CasePlan:
     """Record every scenario; list a case for each state that a cut can leave, then double cuts."""
     shelf = ReleaseStore(folder)
     core = read_core(Path(options.core)).data if options.core else None
-    scenarios = (*SCENARIOS, RESCUE, *(REAL if core else ()))
+    scenarios = (*SCENARIOS, RESCUE, *ADAPTIVE, *(REAL if core else ()))
     if not shelf.is_current(options.core or ""):
         shelf.clear()
-        prepare_releases(shelf, (*SCENARIOS, RESCUE))
+        prepare_releases(shelf, (*SCENARIOS, RESCUE, *ADAPTIVE))
         if core:
             prepare_releases(shelf, REAL, core=core)
         shelf.mark_current(options.core or "")

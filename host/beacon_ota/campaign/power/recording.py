@@ -16,7 +16,7 @@ from typing import Any
 from beacon_ota.campaign.rig import builds
 from beacon_ota.campaign.rig.beacon_rig import SCALE, Rig, scratch_folder, set_up_rig
 from beacon_ota.campaign.rig.builds import ReleaseStore
-from beacon_ota.campaign.rig.http_server import HttpRequest
+from beacon_ota.campaign.rig.http_server import HttpRequest, refuse_index
 from beacon_ota.errors import ReachError
 from beacon_ota.virtual.flash.nor import CutMoment, Flash, FlashOperation, PowerCut, PowerCutPoint
 
@@ -122,6 +122,7 @@ def record_update(
     images: dict[str, str],
     shelf: ReleaseStore,
     *,
+    index: bool = True,
     scale: float = SCALE,
 ) -> Recording:
     """Run an update and record it.
@@ -131,6 +132,8 @@ def record_update(
         content: flash of the beacon before.
         first, second: versions before and after the update.
         images: version → name in the store, of all releases for the orchestrator.
+        index: the orchestrator has block indexes; without, releases have manifests, which name
+            their cores.
 
     Raises:
         ReachError: ``recording_stuck``: the update did not come to an end by itself.
@@ -140,7 +143,11 @@ def record_update(
         orchestrator = b.orchestrator
         orchestrator.register_beacon(builds.BEACON, builds.KEY, builds.DEVICE)
         for version, image in images.items():
-            orchestrator.upload_release(shelf.get(image), version, builds.DEVICE)
+            data = shelf.get(image)
+            manifest = None if index else builds.describe_unsigned(data)
+            orchestrator.upload_release(data, version, builds.DEVICE, manifest)
+        if not index:
+            orchestrator.http_server.choose_fault = refuse_index
         target = orchestrator.firmware_row(second)["id"]
         orchestrator.roll_out(target)
 

@@ -8,11 +8,12 @@ from beacon_ota.campaign.power.scenarios import CutScenario, scenario_of
 from beacon_ota.campaign.rig import builds, invariants
 from beacon_ota.campaign.rig.beacon_rig import SCALE, Rig, scratch_folder, set_up_rig
 from beacon_ota.campaign.rig.builds import ReleaseStore
+from beacon_ota.campaign.rig.http_server import refuse_index
 from beacon_ota.campaign.rig.invariants import EndState, Evidence
 from beacon_ota.campaign.rig.orchestrator import ONE_ATTEMPT_PLAN
 from beacon_ota.images import boards
 from beacon_ota.virtual.flash import bootloader
-from beacon_ota.virtual.flash.nor import CutMoment, PowerCutPoint
+from beacon_ota.virtual.flash.nor import SECTOR, CutMoment, PowerCutPoint
 from beacon_ota.virtual.flash.nvs import Nvs
 from beacon_ota.virtual.radio.vhci import RadiolessBackend
 
@@ -20,6 +21,9 @@ DEADLINE = 60.0  # real seconds at the ordinary scale for each of: recovery, the
 
 
 AFTERWARDS = {**ONE_ATTEMPT_PLAN, "retry": {"limit": 3, "pauses": ["1s"]}}
+
+
+INDEXED = 8  # bytes of the block index for a sector
 
 
 RESCUE_BOOTS = 12  # boots of a release that crashes, after which stage 0 has had its turn
@@ -53,6 +57,8 @@ def run_cut(
             scale=SCALE / slower,
             record=True,
         ) as b:
+            if scenario.target:
+                b.orchestrator.http_server.choose_fault = refuse_index
             return _CutRun(case, scenario, shelf, b, DEADLINE * slower).collect_evidence(
                 len(done), recording
             )
@@ -66,6 +72,7 @@ class _CutRun:
     ):
         self._rig, self._scenario = b, scenario
         self._releases = [shelf.get(name) for name in sorted(scenario.release_names)]
+        self._further = shelf.get(scenario.image_names[scenario.versions[2]])
         self._deadline = deadline
         self._second_cut_due = case.ahead is not None
         if case.ahead is not None:
@@ -80,7 +87,7 @@ class _CutRun:
         target = orchestrator.firmware_row(second)["id"]
         further = orchestrator.firmware_row(third)["id"]
         place = boards.load_board(builds.DEVICE).otadata.offset
-        settled = None
+        settled = cost = None
         mixtures = self._find_mixed_slots()
         if scenario.kind == "rescue":
             mixtures += self._crash_running_release()
@@ -89,6 +96,7 @@ class _CutRun:
         if self._wait_through_cut(lambda: b.attempt_over(target)):
             settled = self._take_end_state(target)
             trials += invariants.count_trial_boots(b.flash.journal, place)
+            cost = self._bound_cost()
             orchestrator.roll_out(further, AFTERWARDS)
             self._wait_through_cut(
                 lambda: self._further_installed(further) and self._is_advertising()
@@ -112,7 +120,31 @@ class _CutRun:
             b.beacon.wlan.connected,
             b.beacon.powered,
             mixtures=mixtures,
+            cost=cost,
         )
+
+    def _bound_cost(self) -> tuple[int, int]:
+        """Return the sectors that the next update has to keep at least, and the bytes to fetch.
+
+        What is right in its slot may not be written, and what either slot holds not be fetched;
+        without a block index, that holds for the core.
+        """
+        flash = self._rig.flash
+        boot = self._rig.beacon.boot
+        slots = boards.load_board(builds.DEVICE).table.slots
+        running = next((part for part in slots if boot and part.name == boot.slot), slots[0])
+        written = next(part for part in slots if part is not running)
+        kept = fetched = 0
+        for at in range(0, len(self._further), SECTOR):
+            wanted = self._further[at : at + SECTOR]
+            right = flash.read(written.offset + at, SECTOR) == wanted
+            kept += right and at > 0
+            if self._scenario.target:
+                fetched += SECTOR * (at >= builds.CORE_SIZE)
+            else:
+                here = right or flash.read(running.offset + at, SECTOR) == wanted
+                fetched += INDEXED + SECTOR * (not here)
+        return kept, fetched
 
     def _find_mixed_slots(self) -> list[str]:
         """Return the slots that would boot without holding a whole release."""

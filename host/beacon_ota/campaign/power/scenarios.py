@@ -1,6 +1,7 @@
 """Scenarios of the power campaign: which update is cut, and the releases that it needs."""
 
 import functools
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from beacon_ota.campaign.power.recording import Recording, record_update
 from beacon_ota.campaign.rig import builds
 from beacon_ota.campaign.rig.builds import ReleaseStore
 from beacon_ota.errors import UsageError
+from beacon_ota.images import boards
 
 # Broken releases. A hang that sleeps starves the watchdog as well as one that computes.
 CRASH = 'def run():\n    raise ValueError("broken release")\n'
@@ -43,16 +45,20 @@ class CutScenario:
             running one crashes until stage 0 looks for another.
         slot: destination, 1 from 0 or 0 from 1.
         real: releases with a real core.
+        target: what the destination holds, where the orchestrator has no block index and the
+            beacon keeps the core, see :data:`TARGETS`; "": it has one.
     """
 
     kind: str
     slot: int
     real: bool = False
+    target: str = ""
 
     @property
     def name(self) -> str:
         """The name of the scenario in the names of its cases."""
-        return f"{'real' if self.real else self.kind}-{self.slot}"
+        kind = "real" if self.real else self.kind
+        return "-".join(filter(None, (self.target, kind, str(self.slot))))
 
     @property
     def versions(self) -> tuple[str, str, str]:
@@ -74,6 +80,8 @@ class CutScenario:
     @property
     def flash_name(self) -> str:
         """Name in the store of the initial flash."""
+        if self.target:
+            return f"flash-{self.target}"
         return self.release_name(f"flash-{self.slot}") + (
             "-rotten" if self.kind == "rescue" else ""
         )
@@ -81,7 +89,9 @@ class CutScenario:
     @property
     def release_names(self) -> set[str]:
         """Names in the store of all releases that the beacon was ever sent."""
-        return {self.release_name("1.0.0"), self.running_name, *self.image_names.values()}
+        before = TARGETS.get(self.target)
+        names = {self.release_name("1.0.0"), self.running_name, *self.image_names.values()}
+        return names | ({before} if before else set())
 
     def release_name(self, version: str) -> str:
         """Return the name in the store of a good release."""
@@ -98,9 +108,19 @@ REAL = tuple(CutScenario("good", slot, real=True) for slot in (1, 0))
 RESCUE = CutScenario("rescue", 0)
 
 
+# What the destination holds → the name of that release in the store, None for nothing.
+TARGETS = {"kept": "0.9.0", "other": "0.9.0-other", "blank": None}
+
+
+# The core is that of the running slot, whatever the other one holds.
+ADAPTIVE = tuple(
+    CutScenario(kind, 1, target=target) for target in TARGETS for kind in ("good", "crash")
+)
+
+
 def scenario_of(case: CutCase) -> CutScenario:
     """Return the scenario of a case (UsageError ``case_name``)."""
-    for scenario in (*SCENARIOS, RESCUE, *REAL):
+    for scenario in (*SCENARIOS, RESCUE, *ADAPTIVE, *REAL):
         if scenario.name == case.scenario:
             return scenario
     raise UsageError("case_name", "no such scenario", found=case.scenario)
@@ -127,12 +147,29 @@ def prepare_releases(
     for name in sorted({name for scenario in scenarios for name in scenario.release_names}):
         version, _, kind = name.partition("-")
         files = {**(changes or {}), **{**BROKEN, "rotten": rotten}.get(kind, {})}
-        shelf.put(name, builds.build_release(version, files, with_core=core))
+        under = builds.other_core() if kind == "other" else core
+        extra = {"ballast": _make_ballast(version, 8 if core else 24)}
+        shelf.put(name, builds.build_release(version, files, with_core=under, extra=extra))
     fresh = builds.build_flash(shelf.get(base("1.0.0")), stage0=stage0)
     shelf.put(base("flash-1"), fresh)
+    slot = boards.load_board(builds.DEVICE).table.slots[1].offset
+    for scenario in scenarios:
+        before = TARGETS.get(scenario.target)
+        held = shelf.get(before) if before else b""
+        if scenario.target:
+            shelf.put(scenario.flash_name, fresh[:slot] + held + fresh[slot + len(held) :])
     for flash, running in sorted({(s.flash_name, s.running_name) for s in scenarios if not s.slot}):
         way = record_update("up", fresh, "1.0.0", "2.0.0", {"2.0.0": running}, shelf)
         shelf.put(flash, way.flash_after_cut(len(way.ops), "before", 0))
+
+
+def _make_ballast(version: str, sectors: int) -> bytes:
+    """Return a file of which every second sector differs from version to version.
+
+    Without it, releases would differ in one sector, and no cut could leave half of one.
+    """
+    sources = random.Random(version), random.Random("the same")
+    return b"".join(sources[at % 2].randbytes(builds.SECTOR) for at in range(sectors))
 
 
 def load_recording(shelf: ReleaseStore, scenario: CutScenario) -> Recording:
@@ -141,7 +178,16 @@ def load_recording(shelf: ReleaseStore, scenario: CutScenario) -> Recording:
     if not path.exists():
         first, second, _ = scenario.versions
         content = shelf.get(scenario.flash_name)
-        record_update(scenario.name, content, first, second, scenario.image_names, shelf).save(path)
+        made = record_update(
+            scenario.name,
+            content,
+            first,
+            second,
+            scenario.image_names,
+            shelf,
+            index=not scenario.target,
+        )
+        made.save(path)
     return _read_recording(path, path.stat().st_mtime_ns)
 
 

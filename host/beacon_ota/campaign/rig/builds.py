@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import random
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -16,11 +17,11 @@ from beacon_ota.images import (
     appfs,
     boards,
     flash,
-    littlefs_writer,
     release,
     synthetic,
 )
 from beacon_ota.images.appfs import AppInfo
+from beacon_ota.trust import dsse, releases
 
 DEVICE = "esp32c3"
 BEACON = "campaign-1"
@@ -28,6 +29,7 @@ KEY = bytes(range(32))
 SSID, PASSWORD = "site", "correct horse"
 URL = "http://orchestrator.local:8080"
 CORE_SIZE = 16 * 1024  # bytes of the synthetic core
+SECTOR = 4096
 # Waits that a case has to sit out are short; timeouts that a busy machine could reach are long.
 POLICY = {
     "poll_s": 5,
@@ -78,21 +80,43 @@ def synthetic_core() -> bytes:
     return synthetic.app_image(CORE_SIZE)
 
 
+@functools.cache
+def other_core() -> bytes:
+    """Return another small core, longer than :func:`synthetic_core`."""
+    return synthetic.app_image(CORE_SIZE + 2 * SECTOR, seed="another build")
+
+
 def build_release(
-    version: str, changes: Mapping[str, str] | None = None, *, with_core: bytes | None = None
+    version: str,
+    changes: Mapping[str, str] | None = None,
+    *,
+    with_core: bytes | None = None,
+    extra: Mapping[str, bytes] | None = None,
 ) -> bytes:
     """Return a release of the app.
 
     Args:
         changes: sources by path that stand in for the app's own, or are added to them.
         with_core: the core; a small synthetic one by default.
+        extra: further files, as they are.
     """
     texts = {name: text.encode() for name, text in (changes or {}).items()}
-    files = {**compile_app(), **appfs.compile_sources(texts)}
+    files = {**compile_app(), **appfs.compile_sources(texts), **(extra or {})}
     base = synthetic_core() if with_core is None else with_core
     info = AppInfo(version, DEVICE, hashlib.sha256(base).hexdigest(), insecure=True)
     files[appfs.INFO] = info.pack()
-    return release.join_core_and_app(base, littlefs_writer.build_filesystem(files, appfs.BLOCK))
+    return release.join_core_and_app(base, appfs.pack_app(files))
+
+
+def describe_unsigned(release_image: bytes) -> str:
+    """Return the manifest of a release with a signature that nobody can judge.
+
+    Insecure beacons and orchestrators without keys take it. It tells the beacon which core the
+    release has.
+    """
+    now = int(time.time())
+    manifest, _ = releases.describe_release(release_image, releases.Terms(now - 86400, now + 86400))
+    return dsse.pack_envelope(manifest.payload(), [("00" * 8, bytes(384))])
 
 
 def build_flash(

@@ -85,6 +85,11 @@ FOREIGN_ANSWERS = (
 )
 
 
+def refuse_index(request: HttpRequest) -> AnswerFault | None:
+    """Answer as an orchestrator without block indexes: a fault to be chosen for every request."""
+    return AnswerFault(status=404) if request.path.endswith("/blocks") else None
+
+
 @dataclass
 class _Answer:
     """An answer that is being sent."""

@@ -48,8 +48,9 @@ class Evidence:
         services: GATT attributes registered.
         wifi: connected.
         powered: it runs.
-        mixtures: what boots though it is no whole release, as :func:`mixtures` found it.
-        given: what it was provisioned with.
+        mixtures: what boots though it is no whole release, as :func:`find_mixed_slots` found it.
+        cost: least sectors that the update after it has to keep, and most bytes that it may fetch.
+        provisioned: what it was provisioned with.
     """
 
     kind: str
@@ -68,6 +69,7 @@ class Evidence:
     powered: bool
     provisioned: Mapping[str, int | bytes] = field(default_factory=lambda: builds.PROVISIONED)
     mixtures: Sequence[str] = ()
+    cost: tuple[int, int] | None = None
 
 
 def find_violations(e: Evidence) -> list[str]:
@@ -125,7 +127,11 @@ def check_settings(e: Evidence) -> list[str]:
 
 def _check_report(e: Evidence, settled: EndState) -> list[str]:
     """Check that there is one attempt with one result, the right one."""
-    wrong = []
+    wrong = [
+        f"the journal says {entry[2]}/{entry[3]}: {entry[4]}"
+        for entry in settled.journal
+        if entry[2] == "adapt"  # a power cut is no reason for that
+    ]
     if e.kind != "good" and settled.tried > TRIALS:
         wrong.append(f"{settled.tried} boots of a broken release")
     if len(settled.attempts) != 1:
@@ -165,7 +171,17 @@ def check_next_update(e: Evidence) -> list[str]:
     results = [row["result"] for row in e.further]
     if not results or results[-1] != "success":
         return [f"the update after it: {results[-1] if results else 'never tried'}"]
-    return []
+    return _check_cost(e.further[-1], e.cost) if e.cost else []
+
+
+def _check_cost(row: Mapping[str, Any], cost: tuple[int, int]) -> list[str]:
+    """Check that an update kept what was right, and fetched what was nowhere."""
+    wrong = []
+    if row["sectors_kept"] is None or row["sectors_kept"] < cost[0]:
+        wrong.append(f"kept {row['sectors_kept']} sectors, and {cost[0]} were right")
+    if row["bytes_fetched"] is None or row["bytes_fetched"] > cost[1]:
+        wrong.append(f"fetched {row['bytes_fetched']} bytes, and {cost[1]} were missing")
+    return wrong
 
 
 def check_services(e: Evidence) -> list[str]:

@@ -159,9 +159,13 @@ class InProcessOrchestrator:
 
         self._reactor.run(change())
 
-    def upload_release(self, image: bytes, version: str, device_type: str) -> str:
+    def upload_release(
+        self, image: bytes, version: str, device_type: str, manifest: str | None = None
+    ) -> str:
         """Upload a release; return its id."""
         fields = {"device_type": device_type, "version": version, "channel": "stable"}
+        if manifest is not None:
+            fields["manifest"] = manifest
         kind, body = _encode_form(fields, image)
 
         async def take() -> str:

@@ -245,7 +245,7 @@ def print_outcome(outcome: "Outcome", as_json: bool) -> None:
         output.print_markup("  [yellow]it was registered as another board; that is corrected[/]")
     for name in ("beacon_id", "device_type", "version", "ssid", "rssi", "ip", "registered", "key"):
         if facts[name] is not None:
-            output.print_markup("  {:10}  {}", name, facts[name])
+            output.print_markup("  {:11}  {}", name, facts[name])
 
 
 def confirm_action(question: str, yes: bool) -> None:

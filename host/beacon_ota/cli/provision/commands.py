@@ -1,6 +1,7 @@
 """The commands of ``beacon-ota provision``."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -118,6 +119,7 @@ def provision_wifi(
         bound,
         desired_config.check_device_type(settings.device_type),
     )
+    [desired] = registration.complete_offsets(registry, [desired])
 
     async def find_and_provision() -> "Outcome":
         finder = BeaconFinder(opened)
@@ -209,6 +211,8 @@ def provision_batch(
     }
     creds, bound = settings.read_credentials()
     rows = batch.parse_rows(text_files.read_text_file(file, batch.MAX_BYTES), common, creds, bound)
+    wanted = registration.complete_offsets(registry, [row.desired for row in rows])
+    rows = [replace(row, desired=one) for row, one in zip(rows, wanted, strict=True)]
     with prompts.show_batch_progress(len(rows), json) as (on_start, on_result):
         results = asyncio.run(  # each row sees for itself whether the adapter has gone
             batch.provision_rows(

@@ -1,6 +1,6 @@
 """Options of ``beacon-ota provision``, in groups, and what the groups stand for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +13,7 @@ from beacon_ota.console import output
 from beacon_ota.errors import UsageError
 
 if TYPE_CHECKING:
-    from beacon_ota.provision.desired_config import Network
+    from beacon_ota.provision.desired_config import DesiredConfig, Network
     from beacon_ota.provision.flow import AskSecret
     from beacon_ota.provision.registry import OrchestratorRegistry
     from beacon_ota.provision.scan import BeaconFinder
@@ -244,8 +244,31 @@ class RegistrationOptions(OptionGroup):
         from beacon_ota.provision.registry import OrchestratorRegistry
 
         registry = OrchestratorRegistry(server.client)
+        if self.beacon_url(registry) is None:
+            output.print_markup(
+                "[yellow]{} is this computer to a beacon, too: it will look for orchestrator.local "
+                "and announcements on its network. --orch-url names an address[/]",
+                registry.url,
+                to=output.error_console,
+            )
         registry.check_access(site)
         return registry
+
+    def complete_offsets(
+        self, registry: "OrchestratorRegistry | None", desired: "list[DesiredConfig]"
+    ) -> "list[DesiredConfig]":
+        """Give each window without an offset the one of its site; warn where that is not known."""
+        found = []
+        for one in desired:
+            config = registry.complete_offset(one.config) if registry else one.config
+            found.append(replace(one, config=config))
+        if any(one.config.get("window") and "utc_off" not in one.config for one in found):
+            output.print_markup(
+                "a window without --utc-off and --site is UTC, until the orchestrator says how the "
+                "building's clock goes",
+                to=output.error_console,
+            )
+        return found
 
     def beacon_url(self, registry: "OrchestratorRegistry | None") -> str | None:
         """Return the orchestrator's URL as beacons can use it, None when none is known."""

@@ -7,6 +7,7 @@ import typer
 
 from beacon_ota.cli._support import unconfirmed
 from beacon_ota.cli._support.completion import complete_names, complete_words
+from beacon_ota.cli._support.cost import print_cost, read_cost
 from beacon_ota.cli._support.display import local_time, print_fields
 from beacon_ota.cli._support.options import (
     JsonOption,
@@ -68,6 +69,7 @@ def upload_release(
         output.print_json(done)
         return
     transfer.print_uploaded(done)
+    print_cost(server.client, done["firmware_id"])
 
 
 @app.command("list")
@@ -95,11 +97,11 @@ def list_releases(
 @app.command("show")
 @expand_groups
 def show_release(name: ReleaseName, *, server: Server, json: JsonOption = False) -> None:
-    """Show a release."""
+    """Show a release, and what it costs the beacons that do not run it yet."""
     client = server.client
     found = client.find_firmware(client.find_firmware(name)["firmware_id"])
     if json:
-        output.print_json(found)
+        output.print_json({**found, "cost": read_cost(client, found["firmware_id"])})
         return
     info, waits = found.pop("info"), found.pop("unconfirmed", [])
     found["manifest"] = "there" if found["manifest"] else "none"
@@ -112,6 +114,8 @@ def show_release(name: ReleaseName, *, server: Server, json: JsonOption = False)
     )
     if waits:
         output.console.print(unconfirmed.describe_waiting(waits))
+    if found["state"] != "deprecated":
+        print_cost(client, found["firmware_id"])
 
 
 @app.command("download")

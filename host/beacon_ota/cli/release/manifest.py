@@ -11,6 +11,7 @@ from beacon_ota.errors import UsageError
 
 MAX_IMAGE = 1 << 24  # bytes
 SUFFIX = ".manifest.json"  # of the manifest beside an image
+BLOCKS_SUFFIX = ".blocks"  # of the block index beside an encrypted image
 
 ImageArgument = Annotated[Path, typer.Argument(help="The release image.")]
 FleetKeyOption = Annotated[Path | None, typer.Option(help="File of the fleet key.")]
@@ -20,6 +21,11 @@ _FIRST_ROWS = ("image", "manifest", "looked_into", "device_type", "version", "si
 def manifest_beside(image: Path) -> Path:
     """Return the file of the manifest that belongs to an image."""
     return image.with_name(image.name + SUFFIX)
+
+
+def blocks_beside(image: Path) -> Path:
+    """Return the file of the block index that belongs to an encrypted image."""
+    return image.with_name(image.name + BLOCKS_SUFFIX)
 
 
 def read_fleet_key(file: Path | None) -> bytes | None:

@@ -15,6 +15,7 @@ from beacon_ota.cli.release.manifest import (
     SUFFIX,
     FleetKeyOption,
     ImageArgument,
+    blocks_beside,
     manifest_beside,
     parse_utc,
     print_manifest,
@@ -112,7 +113,7 @@ def write_signed_manifest(
     fleet_key: Path | None = None,
     out: Path | None = None,
 ) -> dict[str, Any]:
-    """Check a plain image, sign its manifest, and write both files.
+    """Check a plain image, sign its manifest, and write the files.
 
     Args:
         image: the plain image.
@@ -121,11 +122,13 @@ def write_signed_manifest(
         min_version: lowest running version that may install the release.
         issued_at: UTC seconds, None for now.
         fleet_key: file of the fleet key, to encrypt the image.
-        out: file of the encrypted image; together with ``fleet_key``.
+        out: file of the encrypted image; together with ``fleet_key``. Beside it goes the block
+            index of the plain image, which nobody without the fleet key can make.
 
     Returns:
         The manifest's fields, the files, and the keyids of the signatures.
     """
+    from beacon_ota.images import blocks
     from beacon_ota.trust import dsse, files, releases
 
     data = files.read_file(image, MAX_IMAGE)
@@ -138,6 +141,7 @@ def write_signed_manifest(
     text = dsse.sign_payload(signed.payload(), _open_signers(ring, names, signing))
     if encrypted is not None and out is not None:
         files.write_file(out, encrypted)
+        files.write_file(blocks_beside(out), blocks.hash_sectors(data))
     return _write_manifest(signed.fields(), text, out or image, manifest)
 
 

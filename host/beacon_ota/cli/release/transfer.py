@@ -1,12 +1,13 @@
-"""Upload and download of a release: its image, and the manifest in a file beside it."""
+"""Upload and download of a release: its image; manifest and block index in files beside it."""
 
+import base64
 import json
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from beacon_ota import text_files
-from beacon_ota.cli.release.manifest import manifest_beside
+from beacon_ota.cli.release.manifest import blocks_beside, manifest_beside
 from beacon_ota.console import output
 from beacon_ota.errors import UsageError
 
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 def upload_fields(
     image: Path, version: str | None, device_type: str | None, manifest: Path | None
 ) -> dict[str, str]:
-    """Return the form's fields: what was said, else what the manifest or the image says."""
+    """Return the form's fields: what was said, else what the manifest or the image says.
+
+    The block index beside an encrypted image goes with it.
+    """
     from beacon_ota.images import release
     from beacon_ota.trust import releases
 
@@ -28,6 +32,8 @@ def upload_fields(
         fields["manifest"] = text_files.read_text_file(beside).strip()
         claimed = releases.claimed_manifest(fields["manifest"])
         said = claimed.version, claimed.device_type
+        if claimed.encrypted and blocks_beside(image).is_file():
+            fields["blocks"] = base64.b64encode(blocks_beside(image).read_bytes()).decode()
     elif version is None or device_type is None:
         info = release.parse_release(image.read_bytes()).info
         said = info.version, info.device_type
@@ -68,7 +74,10 @@ def _open_with_progress(image: Path) -> AbstractContextManager[BinaryIO]:
 
 
 def download_files(client: "Client", found: "Json", file: Path) -> Path | None:
-    """Write a stored release into a file; its manifest goes beside it, and that is returned."""
+    """Write a stored release into a file; its manifest goes beside it, and that is returned.
+
+    The block index of an encrypted release goes there, too.
+    """
     try:
         with file.open("wb") as target:
             client.download_firmware(found, target)
@@ -77,6 +86,8 @@ def download_files(client: "Client", found: "Json", file: Path) -> Path | None:
             return None
         beside = manifest_beside(file)
         beside.write_text(json.dumps(envelope, separators=(",", ":")))
+        if found["blob"] != found["checksum"] and found.get("blocks"):
+            blocks_beside(file).write_bytes(client.download_blocks(found))
     except OSError as error:
         raise UsageError("file_unwritable", f"cannot write {file}: {error.strerror}") from None
     return beside

@@ -11,6 +11,7 @@ from beacon_ota.orchestrator.api import (
     beacons,
     docs,
     events,
+    firmware_cost,
     firmwares,
     metrics,
     mirror_sync,
@@ -50,6 +51,7 @@ def create_app(service: Service, engine: Engine, dispatcher: WebhookDispatcher) 
     answers.install_error_handlers(app)
     for module in (
         firmwares,
+        firmware_cost,
         beacons,
         beacon_views,
         sites,

@@ -1,7 +1,9 @@
 """``/api/firmwares``: uploads, lists, promotes and withdraws releases."""
 
 import asyncio
+import hashlib
 import json
+from collections import Counter
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -15,12 +17,13 @@ from beacon_ota.orchestrator.api.access import Operator, RequireRole, Viewer
 from beacon_ota.orchestrator.api.answers import json_response, listing_response
 from beacon_ota.orchestrator.api.dependencies import EngineDep, ServiceDep
 from beacon_ota.orchestrator.clock import format_iso
+from beacon_ota.orchestrator.core.fleet_records import Release
 from beacon_ota.orchestrator.core.service import Service
 from beacon_ota.orchestrator.db.connection import StorageError
 from beacon_ota.orchestrator.db.tables import Fields, firmwares
 from beacon_ota.orchestrator.http.problems import not_found
 from beacon_ota.orchestrator.limits import LIMITS
-from beacon_ota.orchestrator.releases.serve import load_image, send_image
+from beacon_ota.orchestrator.releases.serve import load_image, load_index, send_file
 from beacon_ota.orchestrator.releases.upload import accept_upload as take
 from beacon_ota.wire import versions
 
@@ -42,6 +45,10 @@ _UPLOAD_FORM = {
                         "channel": {"type": "string", "enum": ["beta", "stable"]},
                         "required": {"type": "boolean"},
                         "manifest": {"type": "string", "description": "DSSE envelope"},
+                        "blocks": {
+                            "type": "string",
+                            "description": "block index of an encrypted image, base64",
+                        },
                     },
                 }
             }
@@ -57,6 +64,7 @@ def serialize_firmware(row: Fields) -> Fields:
         public[key] = format_iso(row[key])
     public["info"] = json.loads(row["info"])
     public["signed"] = row["manifest"] is not None
+    public["blocks"] = row["blocks"] is not None or not public["info"].get("encrypted")
     public["firmware_id"] = public.pop("id")
     del public["manifest"]
     return public
@@ -191,16 +199,34 @@ def find_release_roles(rows: list[Fields]) -> dict[str, str]:
 download_router = APIRouter(tags=["releases"])
 
 
-class ImageResponse(Response):
-    """The bytes of a release, sent in the same way as to beacons."""
+class FileResponse(Response):
+    """An image or a block index, sent in the same way as to beacons.
 
-    def __init__(self, service, release, data):
+    Args:
+        digest: SHA-256 of the bytes.
+        counter: as ``send_file``'s.
+    """
+
+    def __init__(self, service: Service, data: bytes, digest: str, counter: Counter):
         super().__init__()
-        self._parts = (service, data, release.row["blob"])
+        self._parts = (service, data, digest, counter)
 
     async def __call__(self, scope, receive, send) -> None:
-        service, data, digest = self._parts
-        await send_image(service, scope, send, data, digest, None)
+        service, data, digest, counter = self._parts
+        await send_file(service, scope, send, data, digest, None, counter)
+
+
+async def image_response(service: Service, release: Release) -> FileResponse:
+    """Return the image of a release (Problem 410 ``firmware_damaged``)."""
+    data = await load_image(service, release)
+    return FileResponse(service, data, release.row["blob"], service.counts.downloads)
+
+
+async def index_response(service: Service, release: Release) -> FileResponse:
+    """Return the block index of a release (Problem 404 ``blocks_missing``)."""
+    data = await load_index(service, release)
+    digest = hashlib.sha256(data).hexdigest()
+    return FileResponse(service, data, digest, service.counts.block_indexes)
 
 
 @download_router.get("/firmwares/{firmware_id}/download")
@@ -209,4 +235,13 @@ async def download_firmware(firmware_id: str, service: ServiceDep, actor: Viewer
     release = service.fleet.releases.get(firmware_id)
     if release is None:
         raise not_found("firmware", firmware_id)
-    return ImageResponse(service, release, await load_image(service, release))
+    return await image_response(service, release)
+
+
+@download_router.get("/firmwares/{firmware_id}/blocks")
+async def download_blocks(firmware_id: str, service: ServiceDep, actor: Viewer) -> Response:
+    """Download the block index: 8 bytes of the SHA-256 of each 4,096 bytes of the plain image."""
+    release = service.fleet.releases.get(firmware_id)
+    if release is None:
+        raise not_found("firmware", firmware_id)
+    return await index_response(service, release)

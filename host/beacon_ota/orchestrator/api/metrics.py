@@ -178,6 +178,28 @@ class _Collector:
         for firmware, (buckets, total) in self.found.durations.items():
             durations.add_metric(self._version_labels(firmware), buckets, total)
         yield from (results, under_way, failures, late, durations)
+        yield from self._collect_transfers(by)
+
+    def _collect_transfers(self, by: list[str]) -> Iterator[Metric]:
+        fetched, saved = (
+            CounterMetricFamily(_PREFIX + name, text, labels=by)
+            for name, text in (
+                ("update_bytes_fetched", "Bytes of images that beacons fetched, as they report"),
+                ("update_bytes_saved", "Bytes that successful updates did not fetch"),
+            )
+        )
+        sectors = CounterMetricFamily(
+            _PREFIX + "update_sectors",
+            "Sectors of flash that updates kept, or erased and wrote",
+            labels=[*by, "how"],
+        )
+        for firmware, moved in self.found.transfers.items():
+            labels = self._version_labels(firmware)
+            fetched.add_metric(labels, moved.fetched)
+            saved.add_metric(labels, moved.saved)
+            sectors.add_metric([*labels, "kept"], moved.kept)
+            sectors.add_metric([*labels, "written"], moved.written)
+        yield from (fetched, saved, sectors)
 
     def _collect_beacons(self) -> Iterator[Metric]:
         now = self.service.clock.now()
@@ -267,6 +289,7 @@ class _Collector:
             ("refused", "Requests refused for who they say they are", "code", counts.refused),
             ("problems", "Requests refused for whatever reason", "code", counts.problems),
             ("downloads", "Downloads begun, by HTTP status", "status", counts.downloads),
+            ("block_indexes", "Block indexes sent, by HTTP status", "status", counts.block_indexes),
         ):
             family = CounterMetricFamily(_PREFIX + name, text, labels=[label])
             for value, count in values.items():

@@ -16,7 +16,7 @@ from beacon_ota.errors import InputError, UsageError
 from beacon_ota.orchestrator.api.access import authenticate_actor
 from beacon_ota.orchestrator.api.answers import json_response
 from beacon_ota.orchestrator.api.dependencies import EngineDep, ServiceDep
-from beacon_ota.orchestrator.api.firmwares import ImageResponse
+from beacon_ota.orchestrator.api.firmwares import image_response
 from beacon_ota.orchestrator.beacon_api.device_types import publish_type_mismatch
 from beacon_ota.orchestrator.core.engine import Engine
 from beacon_ota.orchestrator.core.fleet_records import attempt_from_row
@@ -31,7 +31,6 @@ from beacon_ota.orchestrator.db.tables import (
 )
 from beacon_ota.orchestrator.http.problems import Problem, not_found
 from beacon_ota.orchestrator.mirror.state import PROTOCOL
-from beacon_ota.orchestrator.releases.serve import load_image
 from beacon_ota.orchestrator.rollout import advance
 
 log = logging.getLogger("beacon_ota.orchestrator")
@@ -190,7 +189,7 @@ async def download_image(firmware_id: str, service: ServiceDep, mirror: Mirror) 
     release = service.fleet.releases.get(firmware_id)
     if row is None or release is None:
         raise not_found("firmware", firmware_id)
-    return ImageResponse(service, release, await load_image(service, release))
+    return await image_response(service, release)
 
 
 def _apply_import(service: Service, done: mirrors.ImportResult) -> None:

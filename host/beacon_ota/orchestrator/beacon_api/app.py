@@ -1,4 +1,4 @@
-"""Routes the three calls of beacons: authenticates, calls the handler, signs refusals.
+"""Routes the calls of beacons: authenticates, calls the handler, signs refusals.
 
 The application stands in front of FastAPI, and passes every other request on to it.
 """
@@ -13,7 +13,7 @@ from beacon_ota.orchestrator.beacon_api.auth import (
     Caller,
     authenticate_request,
 )
-from beacon_ota.orchestrator.beacon_api.download import serve_download
+from beacon_ota.orchestrator.beacon_api.download import serve_blocks, serve_download
 from beacon_ota.orchestrator.beacon_api.poll import answer_poll
 from beacon_ota.orchestrator.beacon_api.refusals import record_refusal
 from beacon_ota.orchestrator.beacon_api.report import accept_report
@@ -176,8 +176,11 @@ class BeaconApp:
 def _counts_as_refusal(error: BeaconOtaError, status: int) -> bool:
     """Tell whether an answer refuses the beacon itself.
 
-    False for the end of an attempt (409, 410) and for failures of the orchestrator (5xx).
+    False for the end of an attempt (409, 410), for failures of the orchestrator (5xx), and for a
+    release that has no block index.
     """
+    if error.code == "blocks_missing":
+        return False
     return error.code == "device_type_mismatch" or (status < 500 and status not in (409, 410))
 
 
@@ -185,6 +188,7 @@ def _counts_as_refusal(error: BeaconOtaError, status: int) -> bool:
 ROUTES = {
     "GET /firmwares/latest/{device_type}": answer_poll,
     "GET /firmwares/{firmware_id}/download": serve_download,
+    "GET /firmwares/{firmware_id}/blocks": serve_blocks,
     "POST /api/beacons/{beacon_id}/ota_status": accept_report,
 }
 
@@ -198,6 +202,8 @@ def _route_call(scope: Scope):
             return answer_poll
         if path.endswith("/download") and path.count("/") == 3:
             return serve_download
+        if path.endswith("/blocks") and path.count("/") == 3:
+            return serve_blocks
     elif (
         method == "POST"
         and path.startswith("/api/beacons/")

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from beacon_ota.errors import InputError, ReachError
+from beacon_ota.orchestrator.blobs.block_index import BlockIndexes
 from beacon_ota.orchestrator.folder import data_unusable
 from beacon_ota.orchestrator.limits import LIMITS
 
@@ -63,6 +64,7 @@ class LocalBlobStore:
         self._loading: dict[str, asyncio.Future[bytes]] = {}
         # Threads for beacons only, so that downloads do not wait for administrators' work.
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="images")
+        self.block_indexes = BlockIndexes(folder / "blocks", self.read_verified, self._readers)
 
     def path(self, digest: str) -> Path:
         """Return the path of the file with a digest."""
@@ -105,6 +107,7 @@ class LocalBlobStore:
     def remove(self, digest: str) -> None:
         """Remove a file that no release refers to."""
         self.evict(digest)
+        self.block_indexes.remove(digest)
         self.path(digest).unlink(missing_ok=True)
 
     def evict(self, digest: str) -> None:

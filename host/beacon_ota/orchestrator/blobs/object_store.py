@@ -98,6 +98,7 @@ class ObjectBlobStore(LocalBlobStore):
     def remove(self, digest: str) -> None:
         """Remove an object that no release refers to."""
         self.evict(digest)
+        self.block_indexes.remove(digest)
         try:
             with self._translate_errors():
                 self._objects.delete(digest)

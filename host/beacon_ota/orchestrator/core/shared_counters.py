@@ -34,6 +34,7 @@ class ServedCounts:
     refused: Counter = field(default_factory=Counter)  # 401s by code
     problems: Counter = field(default_factory=Counter)  # all refusals by code
     downloads: Counter = field(default_factory=Counter)  # by HTTP status, as text
+    block_indexes: Counter = field(default_factory=Counter)  # sent, by HTTP status, as text
     bytes_sent: int = 0
     reading: int = 0  # downloads under way
 

@@ -13,6 +13,7 @@ from beacon_ota.orchestrator.db.tables import Fields, firmwares, outcomes, rollo
 from beacon_ota.orchestrator.db.tables.outcomes import OutcomeFilter
 from beacon_ota.orchestrator.http.problems import not_found
 from beacon_ota.orchestrator.limits import LIMITS
+from beacon_ota.orchestrator.releases.cost import FleetCost, estimate_fleet_cost
 
 _SOON_S = 14 * 86400.0
 
@@ -68,9 +69,17 @@ def show_release(ask: PageRequest) -> Page:
             "came": ask.read(outcomes.count_by_release).get(firmware_id, Counter()),
             "reasons": ask.read(outcomes.count_by_reason, OutcomeFilter(firmware_id=firmware_id)),
             "rollouts": ask.read(rollouts.list_for_release, firmware_id, LIMITS.page),
+            "cost": estimate_cost(ask, row),
         },
         live=f"firmware:{firmware_id} rollout attempt",
     )
+
+
+def estimate_cost(ask: PageRequest, row: Fields) -> FleetCost | None:
+    """Return what a release costs the beacons that do not run it yet; None if it is withdrawn."""
+    if row["state"] == "deprecated" or row["damaged_at"] is not None:
+        return None
+    return estimate_fleet_cost(ask.read, ask.service.blobs, row)
 
 
 def _read_contents(ask: PageRequest, row: Fields) -> Fields | None:

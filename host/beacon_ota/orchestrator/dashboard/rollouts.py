@@ -18,6 +18,7 @@ from beacon_ota.orchestrator.dashboard.gauges import (
 )
 from beacon_ota.orchestrator.dashboard.logs import versions_of
 from beacon_ota.orchestrator.dashboard.page_base import Page, PageRequest
+from beacon_ota.orchestrator.dashboard.releases import estimate_cost
 from beacon_ota.orchestrator.db.tables import Fields, attempts, outcomes, rollouts
 from beacon_ota.orchestrator.db.tables.outcomes import OutcomeFilter
 from beacon_ota.orchestrator.http.problems import not_found
@@ -133,6 +134,9 @@ def show_rollout(ask: PageRequest) -> Page:
         {
             "seen": seen,
             "release": None if release is None else release.row,
+            "cost": None
+            if release is None or seen.state.status not in _UNDER_WAY
+            else estimate_cost(ask, release.row),
             "waves": [build_wave_view(seen, index, ask.now, tripped) for index in waves],
             "overall": build_overall_gauges(seen),
             "history": history[::-1],

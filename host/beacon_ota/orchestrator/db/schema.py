@@ -45,6 +45,7 @@ firmwares = Table(
     Column("state", String(16), nullable=False),  # testing, stable, deprecated
     Column("manifest", Text),  # DSSE envelope, null when the fleet runs unsigned
     Column("expires_at", Double),  # of the manifest
+    Column("blocks", Text),  # base64: block index that came with an encrypted image
     Column("info", Text, nullable=False, default="{}"),  # JSON: what the checks read in the image
     Column("uploaded_at", Double, nullable=False),
     Column("uploaded_by", String(64), nullable=False),
@@ -146,6 +147,9 @@ attempts = Table(
     Column("reset_cause", BigInteger),
     Column("heap_free_min", BigInteger),
     Column("advertising_paused_ms", BigInteger),
+    Column("bytes_fetched", BigInteger),  # of the image and its block index; null: it did not say
+    Column("sectors_kept", BigInteger),
+    Column("sectors_written", BigInteger),
     UniqueConstraint("rollout_id", "beacon_id", "n"),
     Index(None, "beacon_id", "offered_at"),
     Index(None, "firmware_id", "result"),

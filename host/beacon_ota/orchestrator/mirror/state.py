@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 from sqlalchemy import Boolean, Double, Integer, LargeBinary, String, Table, Text
 
 from beacon_ota import __version__
-from beacon_ota.errors import BeaconOtaError, ReachError, UsageError
+from beacon_ota.errors import BeaconOtaError, InputError, ReachError, UsageError
 from beacon_ota.orchestrator.core.rollout_records import load_state
 from beacon_ota.orchestrator.db import schema
 from beacon_ota.orchestrator.db.tables import Fields
+from beacon_ota.orchestrator.releases.validate import check_blocks
 from beacon_ota.orchestrator.rollout.plans import parse_plan
 from beacon_ota.orchestrator.rollout.rules import Rollout
 from beacon_ota.orchestrator.rollout.types import Result, Site
@@ -203,6 +204,11 @@ def _firmware(row: Fields) -> None:
     for name in ("manifest", "info"):
         if row.get(name) is not None:
             json.loads(row[name])
+    if row.get("blocks") is not None:
+        try:
+            check_blocks(row["blocks"], row["size"])
+        except InputError:
+            row["blocks"] = None  # a hint: beacons do without
 
 
 def _rollout(row: Fields) -> None:

@@ -1,8 +1,11 @@
-"""Sends a release's image from memory, whole or the range of a Range header."""
+"""Sends a release's image or block index from memory, whole or the range of a Range header."""
 
 import asyncio
+import base64
+import json
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable
 
 from beacon_ota.orchestrator.blobs.local import BlobDamaged
 from beacon_ota.orchestrator.core.fleet_records import Release
@@ -21,24 +24,49 @@ async def load_image(service: Service, release: Release) -> bytes:
     Raises:
         Problem: 410 ``firmware_damaged``; the release is withdrawn then.
     """
+    return await _or_withdraw(service, release, service.blobs.load(release.row["blob"]))
+
+
+async def load_index(service: Service, release: Release) -> bytes:
+    """Return the block index of a release, that of its plain image.
+
+    Raises:
+        Problem: 404 ``blocks_missing``: an encrypted release that came without one. 410, as
+            :func:`load_image`.
+    """
+    row = release.row
+    if row["blocks"] is not None:
+        return base64.b64decode(row["blocks"])
+    if json.loads(row["info"]).get("encrypted"):
+        raise Problem(
+            404,
+            "blocks_missing",
+            "the release is encrypted, and its upload brought no block index",
+            found=row["id"],
+        )
+    return await _or_withdraw(service, release, service.blobs.block_indexes.load(row["blob"]))
+
+
+async def _or_withdraw(service: Service, release: Release, reading: Awaitable[bytes]) -> bytes:
     try:
-        return await service.blobs.load(release.row["blob"])
+        return await reading
     except BlobDamaged as error:
         if release.row["damaged_at"] is None:
             await service.withdraw_damaged(release, error)
         raise Problem(410, "firmware_damaged", "the stored image is damaged") from None
 
 
-async def send_image(
+async def send_file(
     service,
     scope: Scope,
     send: Send,
     data: bytes,
     digest: str,
     sign_response,
+    counter: Counter,
     may_continue: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Send an image, or the requested range of it.
+    """Send an image or a block index, or the requested range of it.
 
     The pieces are views of one object in memory, so that a slow reader costs only its connection.
     A transfer has no time limit, except ``LIMITS.send_stall`` without progress.
@@ -46,6 +74,7 @@ async def send_image(
     Args:
         digest: SHA-256 of the bytes, for the ETag.
         sign_response: returns the signature header for a status; None: unsigned.
+        counter: of ``ServedCounts``; counts the answer by its status.
         may_continue: asked before each piece; False drops the connection.
     """
     etag = f'"{digest}"'
@@ -72,7 +101,7 @@ async def send_image(
     if sign_response is not None:
         headers.append(sign_response(status))
     counts = service.counts
-    counts.downloads[str(status)] += 1
+    counter[str(status)] += 1
     counts.reading += 1
     try:
         await send({"type": "http.response.start", "status": status, "headers": headers})

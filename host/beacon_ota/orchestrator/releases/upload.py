@@ -146,6 +146,7 @@ async def _store_release(
         "state": "stable" if claim.channel == "stable" else "testing",
         "manifest": claim.manifest,
         "expires_at": found.expires_at,
+        "blocks": found.blocks,
         "info": json.dumps(found.info),
         "uploaded_at": now,
         "uploaded_by": actor.name,
@@ -202,6 +203,8 @@ async def _renew_release(
         values["damaged_at"] = None
     if found.manifest is not None and found.manifest != same["manifest"]:
         values |= {"manifest": found.manifest, "expires_at": found.expires_at}
+    if found.blocks is not None and found.blocks != same["blocks"]:
+        values["blocks"] = found.blocks
     if not values:
         return Uploaded(same, False)
 

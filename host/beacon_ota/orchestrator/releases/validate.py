@@ -1,5 +1,7 @@
 """Validates an upload before it becomes a release: the fields of the form, then the image."""
 
+import base64
+import binascii
 import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -12,7 +14,7 @@ from beacon_ota.wire import versions
 if TYPE_CHECKING:  # imported with the first upload, to save memory until then
     from beacon_ota.trust import KeySet, Manifest
 
-_FIELDS = ("device_type", "version", "description", "channel", "required", "manifest")
+_FIELDS = ("device_type", "version", "description", "channel", "required", "manifest", "blocks")
 _BOOLS = {"": False, "false": False, "0": False, "true": True, "1": True}
 _DESCRIPTION_MAX = 500  # bytes; every offer contains it
 _BRACKETS_MAX = 8
@@ -30,6 +32,7 @@ class UploadClaim:
     manifest: str | None
     size: int
     sha256: str
+    blocks: str | None = None  # base64
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class ExaminedImage:
     """The result of the validation.
 
     ``checksum`` is the SHA-256 of the plain image, ``blob`` of the uploaded bytes; they differ for
-    an encrypted release.
+    an encrypted release. ``blocks`` is the block index that came with one, base64.
     """
 
     checksum: str
@@ -47,6 +50,7 @@ class ExaminedImage:
     manifest: str | None
     expires_at: float | None
     info: Fields = field(default_factory=dict)
+    blocks: str | None = None
 
 
 def read_claim(form: MultipartForm) -> UploadClaim:
@@ -108,6 +112,7 @@ def read_claim(form: MultipartForm) -> UploadClaim:
         manifest=fields.get("manifest") or None,
         size=form.size,
         sha256=form.sha256,
+        blocks=fields.get("blocks") or None,
     )
 
 
@@ -150,6 +155,8 @@ def examine_image(
         info = _examine_plain_image(data, claim, board)
     else:
         board.check_fit(claim.size)
+    if claim.blocks is not None:
+        check_blocks(claim.blocks, claim.size, None if encrypted else data)
     manifest = None
     if claim.manifest is not None and trusted is None and insecure and not encrypted:
         _open_envelope(claim.manifest)  # unverified, but it must be a manifest
@@ -179,7 +186,30 @@ def examine_image(
         manifest=claim.manifest,
         expires_at=manifest.expires_at if manifest else None,
         info={**info, "encrypted": encrypted, "signed": manifest is not None},
+        blocks=claim.blocks if encrypted else None,
     )
+
+
+def check_blocks(text: str, size: int, plain: bytes | None = None) -> None:
+    """Refuse a block index that is not one for an image of that size.
+
+    Args:
+        text: base64.
+        size: bytes of the image.
+        plain: the image, if it is not encrypted: the index has to be its own.
+
+    Raises:
+        InputError: ``blocks_syntax``, ``blocks_size``, ``blocks_mismatch``.
+    """
+    from beacon_ota.images import blocks
+
+    try:
+        index = base64.b64decode(text, validate=True)
+    except (ValueError, binascii.Error):
+        raise InputError("blocks_syntax", "the block index is not base64") from None
+    blocks.check_index(index, size)
+    if plain is not None and index != blocks.hash_sectors(plain):
+        raise InputError("blocks_mismatch", "the block index is that of another image")
 
 
 def _examine_plain_image(data: bytes, claim: UploadClaim, board: Any) -> Fields:

@@ -32,6 +32,9 @@ MEASURED = (
     "reset_cause",
     "heap_free_min",
     "advertising_paused_ms",
+    "bytes_fetched",
+    "sectors_kept",
+    "sectors_written",
 )
 COLUMNS = tuple(attempts.c.keys())
 _OFFER = PreparedStatement(insert(attempts), COLUMNS)

@@ -355,7 +355,7 @@ def _end(conn: Connection, given: set[str]) -> None:
 
 def _take_attempt(conn: Connection, row: Fields) -> None:
     """Take what the primary knows of an attempt; tell it what it does not know."""
-    row = {"blamed_at": None, **row}
+    row = {**dict.fromkeys(("blamed_at", *tries_of.MEASURED)), **row}  # an older one says less
     found = conn.execute(select(attempts).where(_a.id == row["id"])).first()
     if found is None:
         # The beacon may have asked here, too, while the line was down.

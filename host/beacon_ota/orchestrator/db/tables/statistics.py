@@ -4,12 +4,21 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, case, func, select
 
-from beacon_ota.orchestrator.db.schema import attempts, beacons, deliveries, webhooks
+from beacon_ota.orchestrator.db.schema import attempts, beacons, deliveries, firmwares, webhooks
 from beacon_ota.orchestrator.db.tables.attempts import SHOWN, UNDONE
 
 BUCKETS = (5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600, 1800)  # seconds
-_a, _b, _d, _w = attempts.c, beacons.c, deliveries.c, webhooks.c
+_a, _b, _d, _f, _w = attempts.c, beacons.c, deliveries.c, firmwares.c, webhooks.c
 _FAILURES = ("failed", "rolled_back", "lost")
+
+
+class Transfers(NamedTuple):
+    """What the attempts at a release have moved: bytes and sectors, over all reports."""
+
+    fetched: int
+    saved: int  # bytes less than the whole image, over the attempts that fetched less
+    kept: int
+    written: int
 
 
 class Statistics(NamedTuple):
@@ -21,6 +30,7 @@ class Statistics(NamedTuple):
     durations: dict[str, tuple[list[tuple[str, float]], float]]
     insecure: dict[tuple[str, str], int]  # beacons by device type and version
     deliveries: dict[tuple[str, str], int]  # of webhooks, by name and state
+    transfers: dict[str, Transfers]
 
 
 def read_statistics(conn: Connection) -> Statistics:
@@ -41,6 +51,20 @@ def read_statistics(conn: Connection) -> Statistics:
         .where(_a.result == "success", _a.taken_at.is_not(None))
         .group_by(_a.firmware_id)
     )
+    # An attempt that broke off has saved nothing: another one goes on where it ended.
+    less = (_a.result == "success") & (_a.bytes_fetched < _f.size)
+    moved = (
+        select(
+            _a.firmware_id,
+            func.sum(_a.bytes_fetched),
+            func.sum(case((less, _f.size - _a.bytes_fetched), else_=0)),
+            func.sum(func.coalesce(_a.sectors_kept, 0)),
+            func.sum(func.coalesce(_a.sectors_written, 0)),
+        )
+        .join(firmwares, _f.id == _a.firmware_id)
+        .where(_a.bytes_fetched.is_not(None))
+        .group_by(_a.firmware_id)
+    )
     own = (_b.device_type, _b.version)
     insecure = select(*own, count).where(_b.insecure).group_by(*own)
     told = (
@@ -55,6 +79,7 @@ def read_statistics(conn: Connection) -> Statistics:
         {row[0]: _histogram(*list(row)[1:]) for row in conn.execute(durations)},
         {(row[0], row[1] or ""): row[2] for row in conn.execute(insecure)},
         {(row[0], row[1]): row[2] for row in conn.execute(told)},
+        {row[0]: Transfers(*map(int, row[1:])) for row in conn.execute(moved)},
     )
 
 
