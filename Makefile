@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CAPS := --disable-pip-version-check -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench campaign chip clean
+.PHONY: help demo test lint bench campaign chip bluez clean
 
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -51,6 +51,9 @@ campaign: $(VENV)/.dev  ## power cuts, faults, fuzzing; long
 
 chip: $(VENV)/.dev  ## the real core on an emulated ESP32-C3; see docs/emulated-c3.md
 	$(BIN)/python -m pytest -m slow tests/chip -rs $(ARGS)
+
+bluez: $(VENV)/.dev  ## the commands on real BlueZ, in a machine of Debian's packages; see docs/virtual-radio.md
+	BEACON_OTA_BLUEZ=1 $(BIN)/python -m pytest -m slow tests/bluez -rs $(ARGS)
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) build dist reports .pytest_cache .ruff_cache .hypothesis

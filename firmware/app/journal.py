@@ -4,7 +4,7 @@
 # (wire/journal.py) when they are read as well as when they are written.
 
 from micropython import const
-from modules import unload
+from modules import use
 from net import clock
 from wire import journal as rule
 
@@ -21,11 +21,7 @@ class Journal:
         ack = store.number("jrn_ack")
         self.delivered = min(max(ack, 0), self.newest)
         if self.newest >= _LAST:
-            import renumber
-
-            renumber.restart(self, store, entries)
-            renumber = None
-            unload("renumber")
+            use("renumber", "restart", self, store, entries)
         elif self.delivered != ack:
             # Stage 0 counts on from the ring: its next entry would pass for delivered.
             self._store.try_put("jrn_ack", self.delivered)

@@ -8,7 +8,7 @@ import time
 
 import machine
 from micropython import const
-from modules import unload
+from modules import use
 from wire import adverts
 
 _SETTLED = const(3000)  # ms that the services have to run before they count as running
@@ -30,36 +30,21 @@ class Beacon:
         self._begun = time.ticks_ms()
         self.access = self.blufi = self.button = None
 
-        from ota import returned
-
-        returned.record_return(self.store, self.journal, self.reset_cause)
-        returned = None
-        unload("ota.returned")
+        use("ota.returned", "record_return", self.store, self.journal, self.reset_cause)
         self.radio = Radio(self.store, self.journal)
         self.radio.start(self.reset_cause)
 
         from net.wifi import Wifi
 
         self.wifi = Wifi(self.store, self.journal)
-        import about
-
-        self.version, self.device_type, self.insecure = about.read()
-        about = None
-        unload("about")
+        self.version, self.device_type, self.insecure = use("about", "read")
 
         from ota.slots import Slots
-        from services import positioning
 
         self.slots = Slots()
-        import wiring
-
-        self.access, self.blufi, self.button = wiring.start(self)
-        wiring = None
-        unload("wiring")
+        self.access, self.blufi, self.button = use("wiring", "start", self)
         self.advertise_status()
-        self.radio.start_advertising(positioning.frame(self.store))
-        positioning = None
-        unload("services.positioning")
+        self.radio.start_advertising(use("services.positioning", "frame", self.store))
 
         from net.api import Api
         from ota.agent import Agent

@@ -26,6 +26,15 @@ def unload(names):
     gc.collect()
 
 
+# Loads a module for one call of a function.
+def use(name, function, *args):
+    __import__(name)
+    try:
+        return getattr(sys.modules[name], function)(*args)
+    finally:
+        unload(name)
+
+
 # Loads modules for one call of an async function of the last one.
 async def call(names, function, *args):
     await preload(names)

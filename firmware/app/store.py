@@ -5,7 +5,7 @@ import json
 
 from esp32 import NVS
 from micropython import const
-from modules import unload
+from modules import use
 
 _TEXT = const(128)  # bytes; the longest setting is a URL
 _RECORD = const(1024)
@@ -140,13 +140,7 @@ class Store:
     # Writes all values or, when the power fails before the redo log is written, none of them.
     # `values` are bytes, numbers, or None to erase.
     def put_all(self, values):
-        import redo_log
-
-        try:
-            redo_log.put_all(self, values)
-        finally:
-            redo_log = None
-            unload("redo_log")
+        use("redo_log", "put_all", self, values)
 
     def erase(self, key):
         try:
@@ -160,15 +154,11 @@ class Store:
     def replay(self):
         log = self.blob(_SPARE, _LOG)
         if log:
-            import redo_log
-
             try:
-                redo_log.replay(self, log)
+                use("redo_log", "replay", self, log)
             except (OSError, ValueError, IndexError) as error:
                 print("settings:", repr(error))
                 self.try_put(_SPARE, None)
-            redo_log = None
-            unload("redo_log")
 
     # Called after `policy` has changed.
     def load_policy(self):

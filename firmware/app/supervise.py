@@ -10,7 +10,7 @@ import time
 
 import machine
 from micropython import const
-from modules import unload
+from modules import use
 
 _WDT = const(30000)  # ms
 _FEED = const(2000)
@@ -41,10 +41,7 @@ class Supervisor:
                 why = "returned"
             except Exception as error:
                 sys.print_exception(error)
-                from describe import describe
-
-                why = describe(error)
-                unload("describe")
+                why = use("describe", "describe", error)
             now = time.ticks_ms()
             self.deaths += 1
             self._journal.write("task", name, why)

@@ -183,7 +183,7 @@ def test_empty_pages_say_what_to_do_next(tmp_path):
         browser = Signed(server.url, server.token)
         for path, hint in (
             ("/", "beacon-ota provision"),
-            ("/rollouts", "beacon-ota rollout start"),
+            ("/rollouts", "beacon-ota rollout create"),
             ("/releases", "beacon-ota release upload"),
             ("/webhooks", "beacon-ota webhook add"),
         ):

@@ -99,16 +99,40 @@ def _configure(kind: str, folder: Path, upstream: int, tls: int, plain: int, fil
     return file
 
 
+def _configure_path(folder: Path, location: str, tls: int, plain: int, files: list) -> Path:
+    """Return a file with nginx's configuration of a server that has a location of others."""
+    site = f"""
+    server {{
+        listen 127.0.0.1:{tls} ssl;
+        listen 127.0.0.1:{plain};
+        ssl_certificate {files[0]};
+        ssl_certificate_key {files[1]};
+        {location}
+        location / {{ return 404; }}
+    }}
+    """
+    file = folder / "nginx.conf"
+    file.write_text(_NGINX.format(folder=folder, site=site, user="user root;"))
+    return file
+
+
 @contextlib.contextmanager
-def proxy(kind: str, folder: Path, upstream: int) -> Iterator[Proxy]:
-    """Run one in front of what listens on a port."""
+def proxy(kind: str, folder: Path, upstream: int, location: str = "") -> Iterator[Proxy]:
+    """Run one in front of what listens on a port.
+
+    Args:
+        location: nginx's, in place of the page's configuration; the rest of its server answers 404.
+    """
     program = shutil.which(kind) or shutil.which(kind, path="/usr/sbin")
     if program is None:
         pytest.skip(f"no {kind} here (Debian: apt-get install {kind})")
     folder.mkdir()
     files = certificate(folder, "proxy")
     tls, plain = free_port(), free_port()
-    file = _configure(kind, folder, upstream, tls, plain, files)
+    if location:
+        file = _configure_path(folder, location, tls, plain, files)
+    else:
+        file = _configure(kind, folder, upstream, tls, plain, files)
     if kind == "nginx":
         command = [program, "-p", str(folder), "-c", str(file), "-e", str(folder / "error.log")]
     else:

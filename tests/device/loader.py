@@ -35,6 +35,7 @@ class Chip:
     Args:
         flash: what is written to.
         chip_id: what it says it is; 5 is the C3.
+        mac: its address.
         silent: it answers nothing.
         dies_at: commands after which it stops answering, or None.
     """
@@ -45,6 +46,7 @@ class Chip:
     dies_at: int | None = None
     port: str = ""
     stub: bool = False
+    mac: bytes = MAC
     registers: dict[int, int] = field(default_factory=dict)
     commands: list[int] = field(default_factory=list)
     at: int = 0
@@ -82,9 +84,9 @@ class Chip:
     def on_0a(self, body):  # READ_REG
         address = struct.unpack("<I", body)[0]
         if address == EFUSE_MAC:
-            return int.from_bytes(MAC[2:], "big")
+            return int.from_bytes(self.mac[2:], "big")
         if address == EFUSE_MAC + 4:
-            return int.from_bytes(MAC[:2], "big")
+            return int.from_bytes(self.mac[:2], "big")
         if address == EFUSE_MAC + 12:
             return 3 << 18  # revision 0.3
         return self.registers.get(address, 0)

@@ -42,7 +42,25 @@ def test_the_servers_window():
     assert s.seconds_until_install(offer(not_before=5, not_after=NIGHT), NIGHT, "", 0) == 60
 
 
-def test_the_local_window_is_a_second_guard():
+def test_a_window_of_the_server_counts_alone():
+    # It knows how the building's clock goes today, which the offset from provisioning does not.
+    inside = offer(not_before=NIGHT - 60, not_after=NIGHT + 60)
+    for hours, offset in (("03:00-05:00", 600), ("10:00-11:00", 0), ("03:00-03:01", -720)):
+        assert s.seconds_until_install(inside, NIGHT, hours, offset) == 0
+    assert s.seconds_until_install(offer(not_after=NIGHT + 60), NIGHT, "10:00-11:00", 0) == 0
+    assert s.seconds_until_install(offer(not_after=NIGHT), NIGHT, "03:00-05:00", 0) == 60
+
+
+def test_the_offset_of_the_offer_replaces_the_one_from_provisioning():
+    # Sydney, provisioned in July (+10 h), asked in January (+11 h): 16:30 UTC is 03:30 there.
+    at = NIGHT + 13 * 3600 + 1800
+    assert s.seconds_until_install(offer(), at, "03:00-04:00", 600) == 1800
+    assert s.seconds_until_install(offer(utc_off=660), at, "03:00-04:00", 600) == 0
+    assert s.seconds_until_install(offer(utc_off=660), at + 1800, "03:00-04:00", 600) == 23 * 3600
+    assert s.seconds_until_install(offer(utc_off=0), NIGHT, "03:00-04:00", 600) == 0
+
+
+def test_the_local_window_holds_back_what_comes_without_one():
     assert s.seconds_until_install(offer(), NIGHT, "03:00-05:00", 0) == 0
     assert s.seconds_until_install(offer(), NIGHT + 7199, "03:00-05:00", 0) == 0
     assert s.seconds_until_install(offer(), NIGHT + 7200, "03:00-05:00", 0) == 22 * 3600

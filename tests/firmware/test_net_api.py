@@ -137,9 +137,19 @@ def test_a_stranger_wears_nothing_out(v1):
         b.server.stranger = stranger
         b.wait(lambda: count > 20)
         entries = [b.beacon.setting(f"journal{n}") for n in range(8)]
-        assert sum(b"unsealed" in entry for entry in entries if isinstance(entry, bytes)) == 1
+        assert sum(b"stranger" in entry for entry in entries if isinstance(entry, bytes)) == 1
+        b.server.stranger = lambda _: None
+        b.wait(lambda: ["answer", "stranger"] in [e[2:4] for e in b.server.journal()])
+
+
+def test_an_orchestrator_that_does_not_know_it_is_no_stranger(v1):
+    with bench(v1, scale=20) as b:
+        b.server.stranger = lambda _: STRANGERS["401"]
+        before = len(b.server.requests)
+        b.wait(lambda: len(b.server.requests) > before + 2)
         b.server.stranger = lambda _: None
         b.wait(lambda: ["answer", "unsealed"] in [e[2:4] for e in b.server.journal()])
+        assert ["answer", "stranger"] not in [e[2:4] for e in b.server.journal()]
 
 
 @pytest.mark.parametrize(

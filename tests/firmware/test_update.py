@@ -3,6 +3,8 @@
 import hashlib
 import time
 
+import pytest
+
 from beacon_ota.virtual.radio.vhci import RadiolessBackend
 from beacon_ota.wire import adverts, scan
 from tests.firmware.beacons import bench, make
@@ -98,7 +100,40 @@ def test_a_window_is_respected(v1, v2):
         assert b.beacon.clock.now() - begun > 5
 
 
-def test_the_local_window_is_a_second_guard(v1, v2):
+def local_hours(now: float, offset_min: int) -> bytes:
+    """The hour around a time, on a clock so many minutes before UTC."""
+    begins = time.gmtime(now + 60 * offset_min - 1800)
+    ends = time.gmtime(now + 60 * offset_min + 1800)
+    return time.strftime("%H:%M-", begins).encode() + time.strftime("%H:%M", ends).encode()
+
+
+@pytest.mark.parametrize("extra", ["the server's window", "the server's offset"])
+def test_a_beacon_from_the_other_half_of_the_year(v1, v2, extra):
+    """Provisioned when the building's clock went otherwise, or by somebody who named no offset."""
+    with bench(v1, settings={"window": local_hours(time.time(), 660), "utc_off": 540}) as b:
+        now = b.server.now()
+        b.server.image, b.server.offering = v2, True
+        b.wait(lambda: b.server.attempts >= 2)
+        assert b.server.statuses() == []
+        b.wait(lambda: ["offer", "window"] in [e[2:4] for e in b.server.journal()])
+        (said,) = {e[4] for e in b.server.journal() if e[2:4] == ["offer", "window"]}
+        assert said.startswith("2.0.0 in ")
+        window = {"not_before": now - 60, "not_after": now + 4000}
+        b.server.extra = window if extra == "the server's window" else {"utc_off": 660}
+        b.reported("success")
+
+
+def test_a_window_that_holds_back_wears_nothing_out(v1, v2):
+    """One entry for each release, however often it is offered."""
+    away = local_hours(time.time() + 8 * 3600, 0)
+    with bench(v1, settings={"window": away}) as b:
+        b.server.image, b.server.offering = v2, True
+        b.wait(lambda: b.server.attempts >= 6)
+        entries = {e[0] for e in b.server.journal() if e[2:4] == ["offer", "window"]}
+        assert len(entries) == 1
+
+
+def test_the_local_window_holds_back_what_comes_without_one(v1, v2):
     """An hour that is not now, in the beacon's own time zone."""
     away = time.gmtime(time.time() + 8 * 3600 + 2 * 3600)
     window = f"{away.tm_hour:02}:00-{(away.tm_hour + 1) % 24:02}:00"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from beacon_ota import cli
+from beacon_ota.cli import virtual
 from beacon_ota.images import core as cores
 from beacon_ota.images import flash, release, synthetic
 from beacon_ota.trust import KeySet, PublicKey
@@ -117,6 +118,28 @@ def test_what_the_command_builds_boots(run, tmp_path):
         beacon.power_on()
         beacon.wait_for(lambda: beacon.wlan.connected, 30)
         assert beacon.boot and beacon.boot.slot == "ota_0"
+
+
+def test_an_image_knows_the_chip_of_its_label(run, app):
+    """A name alone says the last three bytes; a virtual beacon is the chip that it is for."""
+    code, out, _ = run("provision", "label", "7c:df:a1:00:11:22")
+    assert code == 0
+    Path("label.csv").write_text(out)
+    build = ("image", "flash", "--synthetic", "--app", app, "--insecure", "--version", "1.0.0")
+    for given, address in (
+        (("--label", "label.csv"), "7cdfa1001122"),
+        (("--ble-name", "BLUFI_001124", "--pin", "12345678"), "001122"),
+        (("--ble-name", "BLUFI_001101", "--pin", "12345678"), "0011ff"),
+        ((), ""),
+    ):
+        assert run(*build, *given, "-o", "f.bin")[0] == 0
+        image = Path("f.bin").read_bytes()
+        assert flash.read_address(image).hex() == address
+        assert virtual._labelled_address(Path("f.bin"), image).hex().endswith(address)
+        assert len(virtual._labelled_address(Path("f.bin"), image)) == 6
+    Path("label.csv").write_text(out.replace("7c:df:a1:00:11:22", "7c:df:a1:00:11:21", 1))
+    code, _, err = run(*build, "--label", "label.csv")
+    assert code == 1 and "label_file" in err
 
 
 def test_the_same_command_gives_the_same_bytes(run, app):

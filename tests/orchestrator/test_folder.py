@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import requests
 
 from beacon_ota.errors import UsageError
 from beacon_ota.orchestrator import folder
 from tests.orchestrator.postgres import cluster
-from tests.orchestrator.world import COMMAND, DEADLINE_S, Server
+from tests.orchestrator.world import COMMAND, DEADLINE_S, Server, until
 
 
 def refused(data: Path, *options: str) -> str:
@@ -33,6 +34,32 @@ def test_a_second_orchestrator_on_a_folder_is_refused_and_the_first_goes_on(tmp_
         assert server.admin().call("GET", "/api/beacons")["total"] == 0
         assert server.stop() == 0
         server.start()
+
+
+def test_a_second_mirror_on_a_folder_is_refused_and_the_first_goes_on(tmp_path):
+    """Nor may a mirror and an orchestrator share one, whichever comes first."""
+    with Server(tmp_path / "primary") as primary:
+        made = primary.admin().create_mirror("here", "")
+        (tmp_path / "token").write_text(made["token"])
+        options = (f"--upstream={primary.url}", f"--upstream-token-file={tmp_path / 'token'}")
+        with Server(tmp_path / "mirror", *options) as mirror:
+
+            def in_step() -> bool:
+                health = requests.get(mirror.url + "/health", timeout=DEADLINE_S).json()
+                return health["mirror"]["in_step"]
+
+            until(in_step, what="in step with its primary")
+            for data, more in (
+                (mirror.data, options),
+                (mirror.data, ()),
+                (primary.data, options),
+            ):
+                assert "data_in_use" in refused(data, *more)
+            assert in_step()
+            mirror.kill()
+            assert "data_in_use" in refused(primary.data, *options)
+            mirror.start()  # who was killed holds nothing
+            until(in_step, what="in step again")
 
 
 def test_workers_hold_it_together_and_no_longer_than_their_parent(tmp_path):

@@ -1,6 +1,5 @@
 """``beacon-ota provision`` and ``monitor``, from the command line to a real orchestrator."""
 
-import contextlib
 import json
 import os
 import pty
@@ -9,59 +8,14 @@ import select
 import subprocess
 import termios
 import time
-from collections.abc import Iterator
 
-import pytest
-
-from beacon_ota.cli import main
-from beacon_ota.console import output
 from beacon_ota.wire import adverts
-from tests.orchestrator.world import COMMAND, Server, environment
-from tests.provision import scene as scenes
+from tests.orchestrator.world import COMMAND, environment
+from tests.provision.commands import WIFI, near
 from tests.provision.scene import ID, NAME, PASSWORD, PIN, SSID, scene
 
 OTHER = bytes.fromhex("7cdfa1001122")
 WAIT = 90.0
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with Server(tmp_path_factory.mktemp("orchestrator") / "data") as server:
-        server.admin().create_site("hq")
-        yield server
-
-
-@pytest.fixture
-def go(server, tmp_path, monkeypatch, capsys):
-    """Run a command; returns its output, checks its exit code."""
-    for name, value in environment(tmp_path, server).items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(output.console, "width", 200)
-    monkeypatch.setattr(output.error_console, "width", 200)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "pin").write_text(PIN + "\n")
-    (tmp_path / "wifi").write_text(PASSWORD)
-
-    def go(*args: str, code: int = 0) -> str:
-        with pytest.raises(SystemExit) as done:
-            main(list(args))
-        said = capsys.readouterr()
-        assert (done.value.code or 0) == code, said
-        return said.out if code == 0 else said.out + said.err
-
-    return go
-
-
-@contextlib.contextmanager
-def near(v1, server, monkeypatch, **options) -> Iterator[scenes.Scene]:
-    """A beacon within reach of the command line, whose network leads to the real orchestrator."""
-    with scene(v1, **options) as s:
-        s.network.set_host("orchestrator.local", "127.0.0.1", int(server.url.rpartition(":")[2]))
-        monkeypatch.setenv("BEACON_OTA_RADIO", s.space.spec)
-        yield s
-
-
-WIFI = ("--ssid", SSID, "--password-file", "wifi", "--search", "60")
 
 
 def test_one_beacon_from_a_script(v1, server, go, monkeypatch):

@@ -233,7 +233,8 @@ def test_what_the_monitor_tells():
     assert told() == ["changed"]
     heard(watch, version=b"1.0.1")
     assert told() == ["changed"]
-    assert told(11) == ["gone"] and told(11) == []
+    long = monitor.GONE_AFTER_S + 1
+    assert told(long) == ["gone"] and told(long) == []
     heard(watch)
     assert told()[:1] == ["found"]
     assert adverts.PROVISIONED == 1

@@ -7,11 +7,12 @@ import time
 import pytest
 from bleak import BleakClient
 
-from beacon_ota.errors import BeaconOtaError
+from beacon_ota.errors import BeaconOtaError, ReachError
 from beacon_ota.provision.desired_config import Network, Secret, parse_position
-from beacon_ota.provision.scan import format_position
 from beacon_ota.provision.session import hmac_sha256
+from beacon_ota.provision.sighting import format_position
 from beacon_ota.wire import access, access_reader, adverts
+from tests.firmware.server import Fault
 from tests.provision import scene as scenes
 from tests.provision.scene import ID, NAME, PASSWORD, POP, SSID, WIFI, run, scene
 
@@ -159,6 +160,40 @@ def test_a_wrong_password_costs_nothing(v1):
         assert s.joined() == b"new"
 
 
+@pytest.mark.parametrize(
+    ("refusals", "code"),
+    [
+        ((15,), "wifi_wrong_password"),
+        ((204,), "wifi_wrong_password"),
+        ((202,), "wifi_wrong_password"),
+        ((15, 205), "wifi_wrong_password"),
+        ((201, 15), "wifi_wrong_password"),
+        ((2, 201), "wifi_failed"),
+        ((203,), "wifi_failed"),
+        ((201,), "wifi_failed"),
+        ((210,), "wifi_security"),
+        ((211,), "wifi_security"),
+    ],
+)
+def test_refusals_as_drivers_report_them(v1, refusals, code):
+    """A wrong password by any of its reasons; and no network of its list is said to be missing."""
+    with scene(v1) as s:
+        s.network.points[0].refusals = refusals
+        with pytest.raises(BeaconOtaError) as caught:
+            s.online(wifi=Network.of(SSID, "wrong password"))
+        assert caught.value.code == code, caught.value
+        if code == "wifi_failed":
+            assert "check the password" in str(caught.value)
+        s.wait(lambda: not s.beacon.wlan._connecting, what="the driver is left alone")
+
+
+@pytest.mark.parametrize("missed", [1, 2, 3])
+def test_a_network_that_a_scan_misses(v1, missed):
+    with scene(v1) as s:
+        s.network.points[0].missed = missed
+        assert s.online().poll == "ok"
+
+
 def test_a_network_that_is_not_there(v1):
     with scene(v1) as s:
         s.network.add_access_point("Site", "with a capital", rssi=-70)
@@ -191,6 +226,50 @@ def test_an_orchestrator_that_will_not_have_it(v1):
             s.online(book=Forgetful(s.server))
         assert caught.value.code == "poll_refused" and ID in str(caught.value)
         assert s.online().poll == "ok"
+
+
+def page(status: str, size: int = 16, *more: str) -> Fault:
+    head = [f"HTTP/1.1 {status}", "Content-Type: text/html", f"Content-Length: {size}", *more]
+    return Fault(raw="\r\n".join([*head, "", "x" * size]).encode())
+
+
+PORTALS = {
+    "sends elsewhere": page("302 Found", 0, "Location: http://portal.example/"),
+    "asks to sign in": page("200 OK"),
+    "a long page": page("200 OK", 60_000),
+    "in chunks": Fault(
+        raw=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nyes\r\n0\r\n\r\n"
+    ),
+    "nothing": page("204 No Content", 0),
+    "forbids": page("403 Forbidden"),
+    "knows no such page": page("404 Not Found", 3_000),
+    "wants a password": page("401 Unauthorized", 16, "WWW-Authenticate: Basic"),
+    "says what it is": page("511 Network Authentication Required"),
+    "makes up a mac": page("200 OK", 16, "X-Beacon-Mac: " + 64 * "0"),
+}
+
+
+@pytest.mark.parametrize("kind", PORTALS)
+def test_something_else_answers(v1, kind):
+    """It is no refusal: the beacon is registered, and the orchestrator has not been asked."""
+    with scene(v1) as s:
+        s.server.stranger = lambda request: PORTALS[kind]
+        with pytest.raises(ReachError) as caught:
+            s.online()
+        assert caught.value.code == "poll_stranger"
+        assert "not the orchestrator" in str(caught.value)
+        s.server.stranger = lambda request: None
+        assert s.online().poll == "ok"
+        s.wait(lambda: ["answer", "stranger"] in [e[2:4] for e in s.server.journal()], what="told")
+
+
+@pytest.mark.parametrize("status", ["500", "502", "503"])
+def test_a_server_that_fails_is_no_stranger(v1, status):
+    with scene(v1) as s:
+        s.server.stranger = lambda request: page(f"{status} Oh")
+        with pytest.raises(ReachError) as caught:
+            s.online(online_s=3)
+        assert caught.value.code == "poll_http"
 
 
 def test_the_second_network_takes_over(v1):

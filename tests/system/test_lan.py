@@ -110,7 +110,7 @@ def test_answers_that_were_changed_change_nothing(server, released, tmp_path):
         # It was noticed where it happened, and the orchestrator hears of it.
         one.until(
             lambda: (
-                ("answer", "unsealed") in {(e["stage"], e["code"]) for e in one.shown["journal"]}
+                ("answer", "stranger") in {(e["stage"], e["code"]) for e in one.shown["journal"]}
             ),
             "what the beacon noticed",
         )

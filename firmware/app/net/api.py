@@ -28,8 +28,10 @@ def _hex(data):
     return hexlify(data).decode()
 
 
-# The answer was not authenticated: a stranger sent it, or an orchestrator that does not know this
-# beacon. It is journalled, so that operators learn of it when the orchestrator is back.
+# The answer was not authenticated. `refused` is True when it reads like an orchestrator that does
+# not know this beacon, "stranger" when something else answers (a captive portal, another server),
+# False for a failing server. It is journalled, so that operators learn of it when the orchestrator
+# is back.
 class Unsealed(HttpError):
     pass
 
@@ -93,26 +95,32 @@ class Api:
 
     # Reads a small answer: (status, decoded JSON or None, seconds of Retry-After or None).
     async def read_answer(self, connection, limit=_WORD):
+        status = connection.status
+        answer = b""
         try:
-            answer = await connection.read(limit)
+            # A stranger's page may be long, and only a 401 can say whether it is one.
+            if status == 401 or "x-beacon-mac" in connection.headers:
+                answer = await connection.read(limit)
         finally:
             connection.close()
-        self.check_mac(connection, _hex(sha256(answer).digest()))
+        self.check_mac(connection, _hex(sha256(answer).digest()), answer)
         return (
-            connection.status,
+            status,
             parse_answer(answer) if answer else None,
             _parse_retry_after(connection),
         )
 
     # Raises Unsealed unless the orchestrator signed this status and `digest`.
-    def check_mac(self, connection, digest):
+    def check_mac(self, connection, digest, answer=b""):
         status = connection.status
         given = connection.headers.get("x-beacon-mac", "")
         text = auth.answer_text(self.nonce, status, digest)
         if not equal(hexlify(hmac_sha256(self._key, text)), given.encode()):
-            # A failing server (5xx) may be unable to sign. Any other status comes from a stranger,
-            # or from an orchestrator that does not know this beacon.
-            raise Unsealed("http", "status %d, not authentic" % status, status < 500)
+            # A failing server (5xx) may be unable to sign; 511 is a captive portal's.
+            refused = (status < 500 or status == 511) and "stranger"
+            if status == 401 and (b'"unknown_beacon"' in answer or b'"bad_mac"' in answer):
+                refused = True
+            raise Unsealed("http", "status %d, not authentic" % status, refused)
         self._address_proven = True
 
     async def open_request(self, method, target, body, headers, idle_timeout_ms, deadline):

@@ -10,9 +10,11 @@ from micropython import const
 from ota.schedule import add_jitter
 
 _TICK = const(250)  # ms between looks at the driver
-_SETTLE = const(2000)  # ms before a refusal counts: the driver repeats itself
+_TRIES = const(2)  # one scan may miss a network, one handshake may fail
 _PAUSES = const(6)  # 2, 4, ... 64 s
 _UNKNOWN = const(255)
+_NO_AP = const(201)
+_IDLE = const(1000)  # from here on the driver's states are no reasons of a refusal
 
 # The port's exceptions for the driver's errors: OSError for those that it knows by name.
 DRIVER = (OSError, RuntimeError)
@@ -20,6 +22,7 @@ DRIVER = (OSError, RuntimeError)
 # The driver's states as words of the journal.
 _WORDS = {
     1000: "idle",
+    15: "wrong_password",
     1001: "connecting",
     1010: "got_ip",
     200: "beacon_timeout",
@@ -28,8 +31,6 @@ _WORDS = {
     203: "assoc_fail",
     204: "handshake",
 }
-
-_REFUSALS = const(("wrong_password", "no_ap", "assoc_fail"))
 
 
 class Wifi:
@@ -112,7 +113,8 @@ class Wifi:
         except DRIVER as error:
             print("wifi:", error)
 
-    # Tries one network once; True when it was joined.
+    # Tries one network, twice when it refuses; True when it was joined. The driver must not try
+    # again by itself: while it does, it hides most of its reasons.
     async def join(self, ssid, password):
         self.state = "connecting"
         self.reason = _UNKNOWN
@@ -121,24 +123,35 @@ class Wifi:
         claimed = self._claimed
         self.disconnect()
         try:
+            self.wlan.config(reconnects=0)
             self.wlan.connect(ssid, password or None)
         except DRIVER as error:
             self.state = "driver"
             print("wifi:", error)
             return False
-        stale = self.wlan.status()  # still that of the previous network, until it changes
+        tries = 0
+        found = _UNKNOWN
         while not self.is_up():
             await asyncio.sleep_ms(_TICK)
             took = time.ticks_diff(time.ticks_ms(), begun)
             reason = self.wlan.status()
-            if reason != stale:
-                stale = None
-            state = _WORDS.get(reason, "unknown")
-            refused = state in _REFUSALS and stale is None and took > _SETTLE
+            if reason < _IDLE:
+                # This may be the reason of an earlier attempt: the driver begins the next one only
+                # when the present one has ended.
+                try:
+                    self.wlan.connect()
+                    tries += 1
+                    if reason != _NO_AP or found == _UNKNOWN:
+                        found = reason  # a network that refuses has been found
+                except DRIVER:
+                    pass
             late = took > 1000 * self._store.policy("join_s")
-            if refused or late or claimed != self._claimed:
-                self.state = state
-                self.reason = reason if 0 < reason < _UNKNOWN else _UNKNOWN
+            if tries == _TRIES or late or claimed != self._claimed:
+                self.disconnect()
+                if found == _UNKNOWN:
+                    found = reason
+                self.state = _WORDS.get(found, "unknown")
+                self.reason = found if 0 < found < _UNKNOWN else _UNKNOWN
                 return False
         self.state = "got_ip"
         return True

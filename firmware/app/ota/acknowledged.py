@@ -9,7 +9,7 @@ from net.http import HttpError
 
 from ota import bootable, schedule
 
-_FAREWELL = const(1000)  # ms in which the air says that the beacon reboots
+_FAREWELL = const(600)  # ms in which the air says that the beacon reboots
 _REBOOTING = const(0xFF)
 
 

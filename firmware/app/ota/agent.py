@@ -9,7 +9,7 @@ import time
 import machine
 from event import AutoResetEvent
 from micropython import const
-from modules import unload
+from modules import unload, use
 from net import clock
 from net.api import Unsealed
 from net.http import HttpError
@@ -61,6 +61,7 @@ class Agent:
         self._unsaved_record = None  # an attempt's record whose end NVS did not take
         self._reported_attempt = None  # id of the attempt whose end was acknowledged
         self._out_of_memory = False  # an attempt failed for want of memory
+        self._waiting_for = ""  # version of an offer that a window held back, journalled
         self._wake = AutoResetEvent()
         self.poll_requests = self._round = 0  # counts poll_now(); the round's request
         self.last_poll_result = "none"  # of the last poll, for STATE in provisioning
@@ -97,7 +98,8 @@ class Agent:
                 pause = await self._poll_once()
                 self._failed_polls = 0
             except HttpError as error:
-                self._set_poll_result("refused" if error.refused else error.code)
+                refused = error.refused
+                self._set_poll_result("refused" if refused is True else refused or error.code)
                 self._journal_stranger(error)
                 pause = schedule.poll_delay(5 << min(self._failed_polls, 10), 0)
                 pause = min(pause, beacon.store.policy("poll_s"))
@@ -114,7 +116,8 @@ class Agent:
     def _journal_stranger(self, error):
         if isinstance(error, Unsealed) and error.refused and not self._stranger_journalled:
             self._stranger_journalled = True
-            self._beacon.journal.write("answer", "unsealed", error.detail)
+            code = "unsealed" if error.refused is True else error.refused
+            self._beacon.journal.write("answer", code, error.detail)
 
     # -- polling
 
@@ -160,6 +163,10 @@ class Agent:
             doc, clock.utc(), store.text("window"), store.number("utc_off")
         )
         if wait:
+            # Once for each release, because NVS wears out and this comes at every poll.
+            if self._waiting_for != doc["version"]:
+                self._waiting_for = doc["version"]
+                beacon.journal.write("offer", "window", "%s in %d s" % (doc["version"], wait))
             return schedule.poll_delay(min(wait, asked or default), default)
         rest = self._attempt_pause.seconds_left()
         if rest:  # this poll came early, because of a report or of new credentials
@@ -208,10 +215,8 @@ class Agent:
         except HttpError as error:
             stage, code, detail = "download", error.code, error.detail
         except Exception as error:
-            from describe import describe
-
             sys.print_exception(error)
-            stage, code, detail = "boot", "crash", describe(error)
+            stage, code, detail = "boot", "crash", use("describe", "describe", error)
             self._out_of_memory = isinstance(error, MemoryError)
         if stage:
             attempt.record["stage"] = stage

@@ -17,14 +17,21 @@ _TURN = const(12)  # ms after which other tasks may run
 _PROGRESS = const(10000)  # ms between progress reports
 
 
+# Returns what Download.run() returns.
+async def download_release(beacon, attempt, fields):
+    fetched = await Download(beacon, attempt, fields).run()
+    beacon.measure_heap()
+    return fetched
+
+
 class Download:
     # `fields` are those of the signed manifest.
     def __init__(self, beacon, attempt, fields):
-        self._beacon = beacon
-        self._attempt = attempt
+        self.beacon = beacon
+        self.attempt = attempt
         self._fields = fields
         self.size = fields["size"]
-        self._digest = fields["checksum"]
+        self.digest = fields["checksum"]
         self._plan = b""  # where the bytes of each sector come from (ota/plan.py)
         # In the attempt's record and so in every report: bytes fetched, sectors kept and written.
         attempt.record["cost"] = [0, 0, 0]
@@ -37,7 +44,7 @@ class Download:
     # slot is the signed release, but does not boot. A slot whose flash fails is recorded and not
     # used again until the next power-on.
     async def run(self):
-        beacon = self._beacon
+        beacon = self.beacon
         failed = None
         while True:
             bad = beacon.store.number("bad_slot")
@@ -64,10 +71,10 @@ class Download:
         if encryption:
             from ota import decrypt as opener
 
-            self._digest = encryption["ciphertext_sha256"]
-            decrypt = opener.make_decrypter(fields, self._beacon.store.blob("fleet_key"))
+            self.digest = encryption["ciphertext_sha256"]
+            decrypt = opener.make_decrypter(fields, self.beacon.store.blob("fleet_key"))
         self._plan = await call(
-            "ota.image ota.plan", "make_plan", self._beacon, self._attempt, fields, part
+            "ota.image ota.plan", "make_plan", self.beacon, self.attempt, fields, part
         )
         while True:
             head = await self._fill(part, decrypt)
@@ -84,13 +91,14 @@ class Download:
             except Refused as error:
                 if error.code != "checksum" or not self._drop_plan(error):
                     raise
+                head = None
 
     # Nothing of what is in flash is used any more: all of the release is downloaded. False when
     # that was so already.
     def _drop_plan(self, error):
         if not any(self._plan):
             return False
-        self._beacon.journal.write("adapt", error.code, error.detail)
+        self.beacon.journal.write("adapt", error.code, error.detail)
         self._plan = bytearray(len(self._plan))
         self._mark = 0
         return True
@@ -98,8 +106,8 @@ class Download:
     # Fills the slot, all but the image's head, which is returned. After `give_up_s` (five minutes
     # by default) the download is given up.
     async def _fill(self, part, decrypt):
-        beacon = self._beacon
-        record = self._attempt.record
+        beacon = self.beacon
+        record = self.attempt.record
         from ota.writer import Writer
 
         writer = Writer(part, record["cost"], decrypt)
@@ -111,19 +119,19 @@ class Download:
                 try:
                     if self._plan[before // SECTOR]:
                         slots = part, beacon.slots.running_app
-                        await call("ota.plan", "take_sectors", self, self._plan, writer, slots)
+                        await call("ota.take", "take_sectors", self, self._plan, writer, slots)
                     else:
                         await self._stream(writer)
                     fruitless = 0
                 except HttpError as error:
                     if error.status in (409, 410):
-                        self._attempt.cancel()
+                        self.attempt.cancel()
                     if error.status in (206, 416) and self._drop_plan(error):
                         writer.restart()  # this server knows no ranges
                         continue
                     if writer.written > before:
                         fruitless = 0
-                    await call("ota.retry", "pause_after", error, beacon, fruitless, self._ms_left)
+                    await call("ota.retry", "pause_after", error, self, fruitless)
                     fruitless += 1
         finally:
             record["bytes"] = writer.written
@@ -133,45 +141,33 @@ class Download:
         return writer.head
 
     # Milliseconds until the download is given up.
-    def _ms_left(self):
+    def ms_left(self):
         return self._budget - time.ticks_diff(time.ticks_ms(), self._begun)
 
     # Shows and reports how far the download is, and lets other tasks run.
     async def end_turn(self, writer):
-        if self._ms_left() < 0:
+        if self.ms_left() < 0:
             raise HttpError("timeout", "given up after %d s" % (self._budget // 1000))
         if writer.written >= self._mark:
             percent = 100 * writer.written // self.size
             self._mark = ((percent + 1) * self.size + 99) // 100
-            self._beacon.radio.set_progress(percent)
+            self.beacon.radio.set_progress(percent)
             if time.ticks_diff(time.ticks_ms(), self._reported) > _PROGRESS:
                 self._reported = time.ticks_ms()
-                self._attempt.record["bytes"] = writer.written
-                await self._attempt.report_best_effort(percent)
+                self.attempt.record["bytes"] = writer.written
+                await self.attempt.report_best_effort(percent)
         await asyncio.sleep_ms(0)
 
     # Downloads sectors up to the next that is here already, over one connection. A server may send
     # the whole image instead; the writer then begins again. The work for each sector is written out
     # in the loop: one more call would make an update noticeably slower.
     async def _stream(self, writer):
-        beacon = self._beacon
         plan = self._plan
         stop = writer.written // SECTOR
         while stop < len(plan) and not plan[stop]:
             stop += 1
         left = min(stop * SECTOR, self.size)
-        source = await call(
-            "ota.fetch",
-            "open_range",
-            beacon.api,
-            self._attempt.download_url,
-            self._digest,
-            self.size,
-            writer.written,
-            left,
-            1000 * beacon.store.policy("stall_s"),
-            time.ticks_add(self._begun, self._budget),
-        )
+        source = await call("ota.fetch", "open_range", self, writer.written, left)
         try:
             if source.status == 200 and (writer.written or left < self.size):
                 self._drop_plan(HttpError("http", "no ranges"))

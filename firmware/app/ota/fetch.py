@@ -1,25 +1,45 @@
 # Opens the connections of a download. Loaded for that only: while the bytes come, the heap has to
 # hold a report of progress as well.
 
+import time
+
 from net.api import is_clock_skew
 from net.http import HttpError
 
 
-# Requests the file with SHA-256 `digest`, of `size` bytes, from byte `first` up to `stop`. Returns
-# the connection with an authenticated answer: 206 with this range, or 200 with the whole file. The
-# mac identifies the file, not the ETag, which proxies weaken when they compress or change an
-# answer. Every wait ends at the ticks `deadline`.
-async def open_range(api, target, digest, size, first, stop, idle_timeout_ms, deadline):
+# Requests the release's file from byte `first` up to `stop`. Returns the connection with an
+# authenticated answer: 206 with this range, or 200 with the whole file. The mac identifies the
+# file, not the ETag, which proxies weaken when they compress or change an answer.
+async def open_range(download, first, stop):
+    api = download.beacon.api
+    digest = download.digest
+    size = download.size
     headers = ()
     if first or stop < size:
         bounds = "bytes=%d-%s" % (first, stop - 1 if stop < size else "")
         headers = (("Range", bounds), ("If-Range", '"%s"' % digest))
     for again in (True, False):
-        connection = await api.open_request("GET", target, b"", headers, idle_timeout_ms, deadline)
+        connection = await api.open_request(
+            "GET",
+            download.attempt.download_url,
+            b"",
+            headers,
+            1000 * download.beacon.store.policy("stall_s"),
+            time.ticks_add(time.ticks_ms(), download.ms_left()),
+        )
         if connection.status in (200, 206):
             try:
                 api.check_mac(connection, digest)
-                _check_range(connection, size, first, stop)
+                if connection.status == 206:
+                    found = connection.headers.get("content-range")
+                    if found != "bytes %d-%d/%d" % (first, stop - 1, size):
+                        raise HttpError("http", "range %s" % found, False, 206)
+                    size = stop - first
+                length = connection.length()
+                if length is not None and length != size:
+                    code = "truncated" if length < size else "http"
+                    raise HttpError(code, "length %d, not %d" % (length, size))
+                connection.drop_header_buffer()
                 return connection
             except BaseException:
                 connection.close()
@@ -29,17 +49,3 @@ async def open_range(api, target, digest, size, first, stop, idle_timeout_ms, de
         if not (again and status == 401 and is_clock_skew(answer)):
             break
     raise HttpError("http", "status %d" % status, False, status, retry)
-
-
-# Checks that the answer is the range that was asked for, or the whole file.
-def _check_range(connection, size, first, stop):
-    if connection.status == 206:
-        found = connection.headers.get("content-range")
-        if found != "bytes %d-%d/%d" % (first, stop - 1, size):
-            raise HttpError("http", "range %s" % found, False, 206)
-        size = stop - first
-    length = connection.length()
-    if length is not None and length != size:
-        code = "truncated" if length < size else "http"
-        raise HttpError(code, "length %d, not %d" % (length, size))
-    connection.drop_header_buffer()

@@ -11,19 +11,14 @@
 import time
 
 from micropython import const
-from modules import call, preload, unload
+from modules import call
 from net.http import HttpError
 
 from ota.slots import FlashError
 
-# What is loaded to verify an offer, what to download the release (dependencies first), and all
-# that an attempt may leave behind.
+# What is loaded to verify an offer, dependencies first, and what an attempt may leave behind.
 _VERIFICATION = const("wire.versions wire.manifest crypto.pss ota.denylist ota.verify")
-_DOWNLOAD = const(
-    "ota.plan ota.writer ota.download ota.fetch ota.retry ota.bootable ota.decrypt ota.image"
-    " crypto.ctr crypto.hkdf"
-)
-MODULES = _VERIFICATION + " " + _DOWNLOAD + " ota.boot_slot ota.acknowledged ota.install"
+MODULES = "ota.decrypt crypto.ctr crypto.hkdf ota.boot_slot ota.install"
 
 
 # The orchestrator has ended this attempt; there is nothing to report.
@@ -65,36 +60,18 @@ class Install:
         self.save_status("downloading")
         beacon.radio.set_progress(0)
         await self.report_best_effort(0)
-        fields = await self.verify_offer()
+        offer, self._offer = self._offer, None
+        # Nothing is downloaded before, and from here on the manifest counts, not the offer.
+        fields = await call(_VERIFICATION, "verify_offer", beacon, offer)
+        offer.clear()  # callers still refer to it
         slot, head = await self._download(fields)
         self.record["bytes"] = fields["size"]
         await call(
             "ota.image ota.bootable ota.acknowledged", "boot_release", beacon, self, slot, head
         )
 
-    # Returns the fields of the signed manifest that the download needs. Nothing is downloaded
-    # before, and from here on the manifest counts, not the offer.
-    async def verify_offer(self):
-        await preload(_VERIFICATION)
-        from ota import verify
-
-        offer, self._offer = self._offer, {}
-        fields = await verify.verify_offer(self._beacon, offer)
-        self._beacon.measure_heap()
-        offer.clear()  # callers still refer to it
-        verify = None
-        unload(_VERIFICATION)
-        return {name: fields.get(name) for name in ("size", "checksum", "encryption", "core")}
-
     async def _download(self, fields):
-        await preload("ota.writer ota.download")
-        from ota import download
-
-        fetched = await download.Download(self._beacon, self, fields).run()
-        self._beacon.measure_heap()
-        download = None
-        unload(_DOWNLOAD)
-        return fetched
+        return await call("ota.writer ota.download", "download_release", self._beacon, self, fields)
 
     # -- reports
 

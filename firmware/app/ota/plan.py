@@ -1,5 +1,5 @@
-# Plans a download: for each sector of the release, whether its bytes are in flash already; and
-# takes those that are. Loaded for that only.
+# Plans a download: for each sector of the release, whether its bytes are in flash already. Loaded
+# for that only. ota/take.py takes those that are.
 #
 # The orchestrator's block index has a hash of every sector. Without one (an older orchestrator) the
 # signed manifest says whether the release has the core that runs. Both are hints: what they promise
@@ -14,9 +14,10 @@ from hashlib import sha256
 from micropython import const
 from net.http import HttpError
 
+from ota.image import core_length
 from ota.slots import SECTOR
 
-# Where the bytes of a sector are; those that are nowhere (0) are downloaded.
+# Where the bytes of a sector are. Those that are nowhere (0) are downloaded.
 _TARGET = const(1)  # in the slot that is written
 _RUNNING = const(2)  # in the running slot
 
@@ -36,14 +37,21 @@ async def make_plan(beacon, attempt, fields, part):
     index = await _fetch_index(beacon, attempt, len(plan))
     if index:
         await _compare(index, plan, size, (part, running))
-    elif fields.get("core") == _running_core():
-        from ota.image import core_length
-
+    elif _runs(fields.get("core")):
         for sector in range(min((core_length(running) + SECTOR - 1) // SECTOR, len(plan))):
             plan[sector] = _RUNNING
     if fields.get("encryption"):
         plan[0] = 0  # its first byte, decrypted, tells a wrong key before flash is written
     return plan
+
+
+# Whether the running app says that it has the core with this SHA-256 under it.
+def _runs(core):
+    try:
+        with open("/app/app.json") as f:
+            return json.load(f)["core_sha256"] == core
+    except (OSError, KeyError):  # an app that is frozen into the core need not say it
+        return False
 
 
 # Returns the block index, None without a usable one.
@@ -96,30 +104,3 @@ async def _compare(index, plan, size, slots):
         if time.ticks_diff(time.ticks_ms(), yielded) >= _TURN:
             await asyncio.sleep_ms(0)
             yielded = time.ticks_ms()
-
-
-# Takes the sectors that are here, up to the next one that has to be downloaded. The first sector is
-# written in any case: its first page has to become blank.
-async def take_sectors(download, plan, writer, slots):
-    size = download.size
-    yielded = time.ticks_ms()
-    while writer.written < size and plan[writer.written // SECTOR]:
-        source = plan[writer.written // SECTOR]
-        length = min(SECTOR, size - writer.written)
-        if source == _TARGET and writer.written:
-            writer.skip(length)
-        else:
-            writer.write(length, slots[source - 1])
-        if time.ticks_diff(time.ticks_ms(), yielded) >= _TURN:
-            await download.end_turn(writer)
-            yielded = time.ticks_ms()
-    await download.end_turn(writer)
-
-
-# SHA-256 of the running core as its app says it, "" when it does not.
-def _running_core():
-    try:
-        with open("/app/app.json") as f:
-            return json.load(f)["core_sha256"]
-    except (OSError, ValueError, KeyError):
-        return ""

@@ -2,7 +2,7 @@
 # acknowledgement of the journal, a new key, or that an attempt is over.
 
 from micropython import const
-from modules import unload
+from modules import use
 from net.http import HttpError
 from wire.journal import printable
 from wire.shapes import clip_text, is_hex
@@ -39,12 +39,7 @@ class Reporter:
     # Builds the report of a status. `record` is the attempt's, None for an idle report. Reports are
     # rare, so the module that builds them is loaded for each.
     def build(self, status, record=None, progress=None):
-        from ota import status_report
-
-        doc = status_report.build_report(self._beacon, status, record, progress)
-        status_report = None
-        unload("ota.status_report")
-        return doc
+        return use("ota.status_report", "build_report", self._beacon, status, record, progress)
 
     # Sends the report that build() makes. True when the orchestrator acknowledged it, False when it
     # answered that the attempt is over. Raises HttpError for every other answer: only 2xx
@@ -65,9 +60,5 @@ class Reporter:
                 beacon.journal.acknowledge(ack)
             pad = answer.get("rekey")
             if is_hex(pad, 64):
-                from ota import rekey
-
-                rekey.apply_key(beacon, pad)
-                rekey = None
-                unload("ota.rekey")
+                use("ota.rekey", "apply_key", beacon, pad)
         return True

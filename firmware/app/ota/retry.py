@@ -12,8 +12,9 @@ _QUIET = const(2)  # tries without progress before Bluetooth is paused
 
 # Pauses before the next try: from `backoff_ms` on, doubling (2 to 32 s by default). Raises an
 # HttpError when no other try is due. `fruitless` is the number of tries without progress before
-# this one, `ms_left()` the milliseconds until the download is given up.
-async def pause_after(error, beacon, fruitless, ms_left):
+# this one.
+async def pause_after(error, download, fruitless):
+    beacon = download.beacon
     status = error.status
     # 401, 408 and 429 refuse this request only: another one may be accepted.
     if error.code == "timeout" or 400 <= status < 500 and status not in (401, 408, 429):
@@ -24,10 +25,10 @@ async def pause_after(error, beacon, fruitless, ms_left):
     if pause is None:
         raise error
     pause = max(pause, 1000 * min(error.retry or 0, 3600))
-    if ms_left() < pause:
+    if download.ms_left() < pause:
         raise HttpError("timeout", "%s, then %s" % (error.code, error.detail))
     print("download:", error.code, error.detail)
     await asyncio.sleep_ms(pause)
-    await beacon.wifi.wait_until_up(ms_left())
+    await beacon.wifi.wait_until_up(download.ms_left())
     if fruitless + 1 >= _QUIET and error.code in ("stall", "truncated", "connect"):
         beacon.radio.pause()

@@ -45,20 +45,23 @@ def cap_retry_after(asked, default):
     return asked if asked is None else min(asked, max(default, _MAX_RETRY_AFTER))
 
 
-# Seconds until an offer may be installed, 0 for now. The server's window counts first; the local
-# one, from provisioning, is a second guard against a server that has its time zones wrong.
+# Seconds until an offer may be installed, 0 for now. A window in the offer decides alone: the
+# orchestrator, which has proved itself, knows how the building's clock goes today. The local
+# window, from provisioning, holds back offers without one; they bring the present offset of the
+# building's clock, `offset_min` is the one from provisioning.
 def seconds_until_install(offer, now, local, offset_min):
     if offer["required"] or not now:
         return 0
     not_before = offer.get("not_before", 0)
     if now < not_before:
         return not_before - now
-    if now >= offer.get("not_after", now + 1):
+    not_after = offer.get("not_after", 0)
+    if not_after and now >= not_after:
         return _MISSED
     local = parse_window(local)
-    if not local:
+    if not_before or not_after or not local:
         return 0
-    second = (now + 60 * offset_min) % (60 * _DAY)
+    second = (now + 60 * offer.get("utc_off", offset_min)) % (60 * _DAY)
     opens, closes = 60 * local[0], 60 * local[1]
     if opens <= second < closes or closes < opens and not closes <= second < opens:
         return 0

@@ -36,6 +36,7 @@ async def verify_offer(beacon, offer):
         beacon.slots.max_capacity(),
         beacon.insecure,
     )
+    beacon.measure_heap()
     return {name: fields[name] for name in _NEEDED if name in fields}
 
 

@@ -9,7 +9,7 @@ import time
 
 from crypto.hmac import equal, hmac_sha256
 from micropython import const
-from modules import unload
+from modules import use
 from wire import access
 
 _WRITE = const(0x0008)
@@ -64,11 +64,7 @@ class Access:
             self.notify(link, bytes((access.GRANTED if granted else access.REFUSED,)))
             if granted:
                 self._radio.renew_timeouts(link)
-                from services import strike
-
-                strike.open(self._store)
-                strike = None
-                unload("services.strike")
+                use("services.strike", "open", self._store)
 
     # A challenge is good for one answer. An unknown id takes as long to refuse as a wrong secret.
     def _check_proof(self, opened, proof):
@@ -79,11 +75,7 @@ class Access:
         secret = access.find_secret(self._store.blob("creds", size), ident)
         held = secret or bytes(access.SECRET)
         good = False
-        import identity
-
-        name = identity.read(self._store)
-        identity = None
-        unload("identity")
+        name = use("identity", "read", self._store)
         for key in (held, access.door_key(hmac_sha256, held, name)):
             good = equal(hmac_sha256(key, nonce)[: access.SECRET], proof) or good
         late = not 0 <= time.ticks_diff(time.ticks_ms(), since) <= access.LIFETIME

@@ -62,6 +62,7 @@ def error_name(code):
 
 # The driver's reasons for a network that could not be joined: wlan.status(), a report's reason.
 REASONS = {
+    2: "authentication_expired",
     15: "wrong_password",
     200: "beacon_timeout",
     201: "no_such_network",

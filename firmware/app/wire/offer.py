@@ -52,3 +52,5 @@ def check_offer(doc):
     for name in ("not_before", "not_after", "poll_after_s", "server_time"):
         if name in doc and not is_number(doc[name], 0, _MAX_TIME):
             raise OfferError(name)
+    if not is_number(doc.get("utc_off", 0), -720, 840):
+        raise OfferError("utc_off")

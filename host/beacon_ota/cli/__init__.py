@@ -14,7 +14,7 @@ import typer
 import typer.core
 
 from beacon_ota import __version__, lifeline
-from beacon_ota.cli._support import ends, plain_help
+from beacon_ota.cli._support import ends, plain_help, suggestions
 from beacon_ota.errors import BeaconOtaError, UsageError
 
 
@@ -32,6 +32,7 @@ TABLE = {
     "image": Entry("image", "Build and inspect release and flash images."),
     "core": Entry("core", "Fetch and show MicroPython cores."),
     "flash": Entry("flash", "Write a flash image to a chip and verify it."),
+    "flash-batch": Entry("flash_batch", "Label, build and flash boards as they are plugged in."),
     "deploy": Entry("deploy", "Copy the app to a board that runs MicroPython (development)."),
     "keys": Entry("keys", "Make, list, export and rotate signing keys."),
     "serve": Entry("serve", "Run the orchestrator or a mirror."),
@@ -72,6 +73,10 @@ class Root(typer.core.TyperGroup):
         command = plain_help.build_command(module.app)
         command.name = cmd_name
         return command
+
+    def resolve_command(self, ctx, args: list[str]):
+        """Find a command; a name that is none is answered with those that were meant."""
+        return suggestions.resolve_command(self, ctx, args)
 
     def shell_complete(self, ctx, incomplete: str):
         """Complete names out of the table: a shell waits for this at every Tab."""

@@ -43,6 +43,7 @@ _COLUMNS = (
     "quarantined",
     "insecure",
 )
+_OPTIONAL = ("tags", "quarantined", "insecure")
 _ATTEMPT = ("offered_at", "version", "n", "result", "failed_in", "code", "detail", "ended_at")
 _JOURNAL = ("seq", "at", "stage", "code", "detail")
 
@@ -98,7 +99,11 @@ def list_beacons(
         output.print_json(found())
         return
     print_listing(
-        lambda: [_format_row(row) for row in found()], _COLUMNS, watch=watch, every_s=every
+        lambda: [_format_row(row) for row in found()],
+        _COLUMNS,
+        watch=watch,
+        every_s=every,
+        optional=_OPTIONAL,
     )
 
 

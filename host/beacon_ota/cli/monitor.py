@@ -1,6 +1,5 @@
 """``beacon-ota monitor``: the beacons in Bluetooth range, live."""
 
-import asyncio
 import json as encoder
 import sys
 import time
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from beacon_ota.cli._support.bluetooth import run_with_radio
 from beacon_ota.cli._support.options import JsonOption
 from beacon_ota.cli.provision.options import RadioOption
 from beacon_ota.console import output
@@ -15,7 +15,8 @@ from beacon_ota.console import output
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from beacon_ota.provision.scan import BeaconScanner, Sighting
+    from beacon_ota.provision.scan import BeaconScanner
+    from beacon_ota.provision.sighting import Sighting
     from beacon_ota.virtual.radio.selection import RadioSelection
 
 app = typer.Typer(add_completion=False, help="Watch beacons in Bluetooth range.")
@@ -49,7 +50,8 @@ def monitor_beacons(
     from beacon_ota.virtual.radio.selection import select_radio as choose
 
     end = time.monotonic() + seconds if seconds is not None else float("inf")
-    asyncio.run((_print_changes if json else _show_live)(choose(radio), beacon, end))
+    opened = choose(radio)
+    run_with_radio(opened, (_print_changes if json else _show_live)(opened, beacon, end))
 
 
 def _select_sightings(watch: "BeaconScanner", wanted: str | None) -> "list[Sighting]":
@@ -68,7 +70,7 @@ async def _print_changes(radio: "RadioSelection", wanted: str | None, end: float
             for found in changes.update(_select_sightings(watch, wanted), time.monotonic()):
                 sys.stdout.write(encoder.dumps(found, separators=(",", ":")) + "\n")
             sys.stdout.flush()
-            await asyncio.sleep(_POLL_INTERVAL_S)
+            await watch.wait(_POLL_INTERVAL_S)
 
 
 async def _show_live(radio: "RadioSelection", wanted: str | None, end: float) -> None:
@@ -84,7 +86,7 @@ async def _show_live(radio: "RadioSelection", wanted: str | None, end: float) ->
                 )
                 if time.monotonic() >= end:
                     return
-                await asyncio.sleep(_REDRAW_INTERVAL_S)
+                await watch.wait(_REDRAW_INTERVAL_S)
 
 
 def _build_table(beacons: "list[Sighting]", now: float) -> "Table":
@@ -108,7 +110,7 @@ def _build_table(beacons: "list[Sighting]", now: float) -> "Table":
             notes.append("not provisioned")
         table.add_row(
             Text(one.name),
-            str(one.rssi),
+            "–" if one.rssi is None else str(one.rssi),
             Text(one.state if percent is None else f"{percent:3} %", _STYLES.get(one.state, "")),
             bar,
             Text(one.version or "–"),

@@ -54,6 +54,8 @@ def add_site(
     """Add a site below its parent."""
     done = server.client.create_site(path, name=name, kind=kind, tz=tz, window=window)
     _print_done(done, "added", json)
+    if tz is None and done["zone"] == "UTC" and not json:
+        output.print_markup("  its windows are in UTC; --tz names another clock: Europe/Berlin")
 
 
 @app.command("change")

@@ -60,7 +60,10 @@ def run_beacon(
     host: HostOption = None,
     outside: OutsideOption = False,
     flash_timing: TimingOption = False,
-    mac: Annotated[str | None, typer.Option(help="Address, e.g. 7c:df:a1:00:00:01.")] = None,
+    mac: Annotated[
+        str | None,
+        typer.Option(help="Address [default: of the label that the image was built with]."),
+    ] = None,
     radio: RadioOption = None,
     until: Annotated[str | None, typer.Option(help="End when this is printed.")] = None,
     seconds: ForOption = None,
@@ -71,12 +74,11 @@ def run_beacon(
 
     Exit code 1: the firmware ended in the REPL, nothing was bootable, or ``--until`` was not seen.
     """
-    from beacon_ota.fleet import fleet
     from beacon_ota.virtual.beacon import VirtualBeacon
     from beacon_ota.virtual.flash.nor import Flash
 
     chip = Flash.open(flash)
-    address = _parse_mac(mac) if mac else fleet.mac_from_name(str(flash.resolve()))
+    address = _parse_mac(mac) if mac else _labelled_address(flash, chip.read(0, chip.size))
     printed: list[str] = [""]
 
     def show(text: str) -> None:
@@ -254,6 +256,19 @@ def _parse_mac(text: str) -> bytes:
     if len(mac) != 6:
         raise UsageError("mac_option", "an address has six bytes", found=text)
     return mac
+
+
+def _labelled_address(file: Path, image: bytes) -> bytes:
+    """Return the address of the label in an image, else one that belongs to the file's name."""
+    from beacon_ota.fleet import fleet
+    from beacon_ota.images.flash import read_address
+
+    drawn = fleet.mac_from_name(str(file.resolve()))
+    try:
+        found = read_address(image)
+    except InputError:
+        found = b""  # the bootloader says what is wrong
+    return drawn[: 6 - len(found)] + found
 
 
 def _radio_space(path: Path | None):

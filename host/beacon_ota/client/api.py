@@ -53,12 +53,18 @@ class Client(Transport):
             for one in self.list_firmwares(device_type=device_type or None)
             if one["version"] == version
         ]
-        if len(found) != 1:
+        if not found:
             raise InputError(
-                "firmware_unknown" if not found else "firmware_ambiguous",
-                f"{len(found) or 'no'} {'releases are' if found else 'release is'} called {name!r}",
-                found=[f"{one['device_type']}/{one['version']}" for one in found] or name,
+                "firmware_unknown",
+                f"No release {name}. `release list` shows them.",
                 expected="an id, a version, or device_type/version",
+            )
+        if len(found) > 1:
+            raise InputError(
+                "firmware_ambiguous",
+                f"{len(found)} releases are called {name}: name the device type, too",
+                found=[f"{one['device_type']}/{one['version']}" for one in found],
+                expected="device_type/version",
             )
         return found[0]
 

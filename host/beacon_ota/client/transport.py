@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 
@@ -31,7 +32,7 @@ class Transport:
         timeout_s: seconds to connect, and seconds in which the server may say nothing.
 
     Raises:
-        UsageError: ``config_file``, ``ca_missing``.
+        UsageError: ``config_file``, ``ca_missing``, ``url_syntax``.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Transport:
         timeout_s: tuple[float, float] = TIMEOUT_S,
     ):
         given = {} if url and token else load_configuration()
-        self.url = (url or given.get("url") or DEFAULT_URL).rstrip("/")
+        self.url = _check_url(url or given.get("url") or DEFAULT_URL)
         self.token = token or given.get("token")
         self._session = requests.Session()
         self._session.trust_env = False
@@ -63,6 +64,8 @@ class Transport:
         """
         answer = self.request(method, path, **options)
         if answer.status_code == 204 or not answer.content:
+            if method == "GET":  # an orchestrator always has something to say to these
+                raise self._foreign_answer()
             return None
         try:
             return answer.json()
@@ -93,8 +96,15 @@ class Transport:
         if answer.is_redirect:  # followed, a POST would become a GET, and the token travel on
             raise _redirection_error(answer, path)
         if answer.status_code >= 400:
-            raise error_from_response(answer)
+            raise self._explain_token(error_from_response(answer))
         return answer
+
+    def _explain_token(self, error: BeaconOtaError) -> BeaconOtaError:
+        """Say how a token is named, where one is missing or wrong."""
+        if error.code == "token_missing" and not self.token:
+            error.message = "this needs a token: --token, or BEACON_OTA_TOKEN"
+            error.args = (error.message,)
+        return error
 
 
 def error_from_response(answer: requests.Response) -> BeaconOtaError:
@@ -151,6 +161,9 @@ def _foreign_error(answer: requests.Response) -> BeaconOtaError:
     if status in _PROXY:
         code = "proxy_refused" if status < 500 else "proxy_unavailable"
         detail = f"{who} in front of the orchestrator {_PROXY[status]}"
+    elif status == 400 and b"plain HTTP request was sent" in answer.content:
+        code = "not_an_orchestrator"
+        detail = f"{answer.url} is a port for TLS: name it with https://"
     else:
         code = "not_an_orchestrator"
         detail = f"{answer.url} answers {status}, but not as an orchestrator"
@@ -158,11 +171,36 @@ def _foreign_error(answer: requests.Response) -> BeaconOtaError:
     return kind(code, detail, found=f"{status} from {answer.url}")
 
 
+def _check_url(text: str) -> str:
+    """Return the address of an orchestrator without a slash at its end (UsageError)."""
+    parts = urlsplit(text.strip())
+    if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
+        whole = "://" not in text
+        raise UsageError(
+            "url_syntax",
+            f"{text} is no address of an orchestrator" + ": it begins with http://" * whole,
+            found=text,
+            expected=f"http://{text.strip()}" if whole else "http://… or https://…",
+        )
+    return text.strip().rstrip("/")
+
+
+# What OpenSSL says of an answer that is not TLS.
+_NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL")
+
+
+_CLOSED = ("RemoteDisconnected", "ConnectionResetError", "BadStatusLine")
+
+
 def describe_failure(error: requests.RequestException) -> str:
     if isinstance(error, requests.exceptions.SSLError):
+        if any(word in str(error).upper().replace(" ", "_") for word in _NO_TLS):
+            return "what answers there speaks no TLS: is it http:// in place of https://?"
         return "its certificate does not verify"
     if isinstance(error, requests.ConnectTimeout | requests.ReadTimeout):
         return "no answer in time"
     if isinstance(error, requests.ConnectionError):
+        if any(word in str(error) for word in _CLOSED):
+            return "what answers there closes the connection: is it https:// in place of http://?"
         return "nobody answers there"
     return str(error)

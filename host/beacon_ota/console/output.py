@@ -5,13 +5,14 @@ Control characters in texts are escaped, so that no text can control the termina
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from string import Formatter
-from typing import Any
+from typing import Any, TextIO
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.segment import Segment
 from rich.table import Table
@@ -39,6 +40,7 @@ _ASCII_SIGNS = str.maketrans(
     {"✓": "+", "✗": "x", "–": "-", "…": "...", "≤": "<=", "→": "->", "·": "-"}
 )
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+_UNBOUNDED = 10_000  # columns of what is no terminal
 _FIRST_PLACEHOLDER = (
     0x100000  # the first of the private signs that hold a value's place in a template
 )
@@ -73,6 +75,18 @@ class SafeConsole(Console):
         except LookupError:
             return text
         return text
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        """The terminal's size; what goes into a pipe or a file has lines as long as they are."""
+        found = super().size
+        if self.is_terminal or "COLUMNS" in os.environ:
+            return found
+        return ConsoleDimensions(_UNBOUNDED, found.height)
+
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        Console.size.fset(self, new_size)  # type: ignore[attr-defined]
 
 
 console = SafeConsole()
@@ -150,13 +164,32 @@ def print_rows(
     console.print(build_table(rows, columns, title=title))
 
 
+_COPIED = frozenset(("beacon_id", "rollout_id", "firmware_id", "mirror_id", "webhook_id", "id"))
+
+
 def build_table(
-    rows: Iterable[Mapping[str, object]], columns: Sequence[str], *, title: str | None = None
+    rows: Iterable[Mapping[str, object]],
+    columns: Sequence[str],
+    *,
+    title: str | None = None,
+    optional: Sequence[str] = (),
 ) -> Table:
-    """Return rows as a table of the given columns, for :func:`print_rows` or a live display."""
+    """Return rows as a table, for :func:`print_rows` or a live display.
+
+    Args:
+        columns: in their order.
+        title: above the table.
+        optional: columns that are left out when no row has anything to say there.
+    """
+    rows = list(rows)
     found = Table(title=title)
-    for name in columns:
-        found.add_column(name.replace("_", " "))
+    empty = {name for name in optional if not any(row.get(name) for row in rows)}
+    columns = [name for name in columns if name not in empty]
+    room = console.width - 4 * len(columns)  # for one column, with some letters for each other
+    for name in columns:  # nothing is cut; an id, which is copied, is not even broken
+        longest = max((len(str(row.get(name))) for row in rows), default=0)
+        whole = name in _COPIED and longest <= room
+        found.add_column(name.replace("_", " "), overflow="fold", no_wrap=whole)
     for row in rows:
         found.add_row(*(_table_cell(row.get(name)) for name in columns))
     return found
@@ -168,8 +201,13 @@ def alert_cell(text: str) -> Text:
 
 
 def print_csv(rows: Sequence[Mapping[str, object]]) -> None:
-    """Print rows as CSV with a header on stdout; no field is a formula to a spreadsheet."""
-    writer = csv.writer(sys.stdout, lineterminator="\n")
+    """Print rows as CSV with a header on stdout."""
+    write_csv(rows, sys.stdout)
+
+
+def write_csv(rows: Sequence[Mapping[str, object]], stream: TextIO) -> None:
+    """Write rows as CSV with a header; no field is a formula to a spreadsheet."""
+    writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(rows[0])
     writer.writerows([csv_field(value) for value in row.values()] for row in rows)
 

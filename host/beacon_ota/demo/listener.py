@@ -5,7 +5,8 @@ import contextlib
 import threading
 
 from beacon_ota.provision import scan
-from beacon_ota.provision.scan import BeaconScanner, Sighting
+from beacon_ota.provision.scan import BeaconScanner
+from beacon_ota.provision.sighting import Sighting
 from beacon_ota.virtual.radio.selection import RadioSelection
 
 START_S = 10.0

@@ -101,12 +101,13 @@ def write_image(
     Raises:
         InputError: ``flash_expected``, ``PartitionError``.
         DeviceError: ``port_missing``, ``port_denied``, ``port_busy``, ``port_lost``,
-            ``chip_silent``, ``chip_other``, ``chip_flash_small``, ``chip_write``,
-            ``chip_verify``.
+            ``chip_silent``, ``chip_other``, ``chip_label``, ``chip_flash_small``,
+            ``chip_write``, ``chip_verify``.
     """
     wanted = flash_regions(
         image, whole=erase_all and not stub
     )  # the ROM erases only what it writes
+    meant_for = flash.read_address(image)
     ports.check_port(port)
 
     from esptool.cmds import attach_flash, detect_flash_size, reset_chip, run_stub
@@ -132,6 +133,7 @@ def write_image(
                     expected=len(image),
                 )
             mac = _read_mac(esp)
+            _check_label(mac, meant_for, port)
             touched = True
             _write_regions(esp, image, wanted, erase_all and stub, log)
             _verify_regions(esp, image, wanted)
@@ -205,6 +207,17 @@ def _check_chip(esp: "ESPLoader", port: str) -> None:
             f"the chip on {port} is another one",
             found=esp.CHIP_NAME,
             expected=CHIP,
+        )
+
+
+def _check_label(mac: str, meant_for: bytes, port: str) -> None:
+    """Refuse an image with the label of another chip: its PIN would never be right."""
+    if not bytes.fromhex(mac.replace(":", "")).endswith(meant_for):
+        raise DeviceError(
+            "chip_label",
+            f"this image has the label of another chip than the one on {port}",
+            found=mac,
+            expected=meant_for.hex(":"),
         )
 
 

@@ -40,6 +40,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 SECTOR = 4096
+LABEL, ADDRESS = "label", "address"  # NVS namespace and key; beacons do not read them
 
 
 class FlashError(InputError):
@@ -88,6 +89,7 @@ def build_flash(
     release: bytes,
     values: Mapping[str, int | bytes] | None = None,
     files: Mapping[str, bytes] | None = None,
+    address: bytes = b"",
 ) -> bytes:
     """Return a flash image of the board's whole flash.
 
@@ -96,6 +98,7 @@ def build_flash(
         release: a release image for this board.
         values: settings, as :func:`beacon_ota.images.settings.parse_settings` returns them.
         files: what the vfs holds; stage 0 by default.
+        address: of the chip that it is for, or the last bytes of it; b"" for any chip.
 
     Raises:
         BoardError: ``slot_too_small``.
@@ -115,12 +118,13 @@ def build_flash(
     esp.parse_bootloader(loader, 0, TABLE_OFFSET)
     entry = None if board.table.factory else otadata.make_entry(1, otadata.VALID)
     vfs = stage0_files() if files is None else files
+    stored: dict[str, Mapping[str, int | bytes]] = {settings.NAMESPACE: values or {}}
+    if address:
+        stored[LABEL] = {ADDRESS: address}
     parts = {
         0: loader,
         TABLE_OFFSET: board.table.to_bin(),
-        board.nvs.offset: nvs.generate_partition(
-            {settings.NAMESPACE: values or {}}, board.nvs.size
-        ),
+        board.nvs.offset: nvs.generate_partition(stored, board.nvs.size),
         board.otadata.offset: otadata.build_partition(entry),
         board.initial_app.offset: release,
         board.vfs.offset: littlefs_writer.build_filesystem(vfs, SECTOR, board.vfs.size // SECTOR),
@@ -168,6 +172,17 @@ def parse_flash(data: Buffer) -> Flash:
     return Flash(
         len(data), _find_board(table, len(data)), loader, table, stored, entries, apps, vfs, errors
     )
+
+
+def read_address(data: Buffer) -> bytes:
+    """Return the address of the chip that a flash image is for, or its end; b"" for any chip.
+
+    Raises:
+        PartitionError: not a flash image.
+    """
+    stored = parse_flash(data).settings
+    found = stored.get(LABEL, ADDRESS) if stored else None
+    return found if isinstance(found, bytes) and len(found) in (3, 6) else b""
 
 
 def used_regions(data: Buffer) -> list[tuple[int, int]]:

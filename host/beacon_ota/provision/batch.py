@@ -17,9 +17,11 @@ from dataclasses import dataclass, field
 
 from beacon_ota.errors import BeaconOtaError, InputError, ReachError, UsageError
 from beacon_ota.provision import desired_config, flow, labels, scan
+from beacon_ota.provision.adapter_watch import AdapterWatch, watch_adapter
 from beacon_ota.provision.desired_config import DesiredConfig, Network, Secret
 from beacon_ota.provision.flow import Outcome
 from beacon_ota.provision.registry import Registry
+from beacon_ota.provision.sighting import TURNS_S, Sighting
 from beacon_ota.virtual.radio.selection import RadioSelection
 from beacon_ota.wire import adverts
 
@@ -39,7 +41,7 @@ COLUMNS = (
     "tags",
 )
 VERBATIM = ("ssid", "password", "ssid2", "password2")  # blanks may be part of these
-IGNORED = ("mac", "address", "name")  # of `provision label`
+IGNORED = ("mac", "address", "name", "result", "version", "at", "detail")  # of files of labels
 _ROUNDED = re.compile(r"\d+([.,]\d+)?[eE]\+\d+|\d+[.,]0+")
 
 
@@ -224,9 +226,10 @@ async def provision_rows(
             over.
     """
     turn = asyncio.Semaphore(jobs)
+    finder = scan.BeaconFinder(radio)
 
-    async def provision_row(row: Row) -> RowResult:
-        def provision(sighting: scan.Sighting) -> Awaitable[Outcome]:
+    async def provision_row(row: Row, adapter: AdapterWatch) -> RowResult:
+        def provision(sighting: Sighting) -> Awaitable[Outcome]:
             return flow.provision_beacon(
                 sighting,
                 radio,
@@ -237,36 +240,41 @@ async def provision_rows(
                 attempts=attempts,
                 online_s=online_s,
                 pace=pace,
+                finder=finder,
             )
 
         async with turn:
             on_start(row)
-            found = await _find_and_provision(row, radio, search_s, provision)
-            on_result(found)
-            return found
+            try:
+                result = await adapter.run(_find_and_provision(row, finder, search_s, provision))
+            except BeaconOtaError as error:
+                result = RowResult(row.line, row.beacon, error.code, None, error.message)
+            on_result(result)
+            return result
 
-    return await asyncio.gather(*map(provision_row, rows))
+    async with watch_adapter(radio) as adapter:
+        return await asyncio.gather(*(provision_row(row, adapter) for row in rows))
 
 
 async def _find_and_provision(
     row: Row,
-    radio: RadioSelection,
+    finder: scan.BeaconFinder,
     search_s: float,
-    provision: Callable[[scan.Sighting], Awaitable[Outcome]],
+    provision: Callable[[Sighting], Awaitable[Outcome]],
 ) -> RowResult:
-    try:
-        sighting = await scan.find_beacon(radio, row.beacon, search_s, opened=False)
-        if not sighting.open:
-            # A provisioned beacon has closed its window. One frame does not tell: the provisionable
-            # frame takes turns with the positioning frame.
-            try:
-                sighting = await scan.find_beacon(radio, row.beacon, 2 * scan.OPEN_S)
-            except ReachError as error:
-                if error.code == "closed" and sighting.has(adverts.PROVISIONED):
-                    return RowResult(row.line, row.beacon, "already")
-                raise
-        outcome = await provision(sighting)
-        detail = f"it is no {outcome.mistaken_for}" if outcome.mistaken_for else ""
-        return RowResult(row.line, row.beacon, "provisioned", outcome, detail)
-    except BeaconOtaError as error:
-        return RowResult(row.line, row.beacon, error.code, None, error.message)
+    sighting = await finder.find(row.beacon, search_s, opened=False)
+    if not sighting.open:
+        provisioned = sighting.has(adverts.PROVISIONED)
+        if provisioned and sighting.remembered:
+            return RowResult(row.line, row.beacon, "already")
+        # A provisioned beacon has closed its window. One report does not tell of a beacon of before
+        # the flag OPEN: its provisionable frame takes turns with the other.
+        try:
+            sighting = await finder.find(row.beacon, 2 * TURNS_S)
+        except ReachError as error:
+            if error.code == "closed" and provisioned:
+                return RowResult(row.line, row.beacon, "already")
+            raise
+    outcome = await provision(sighting)
+    detail = f"it is no {outcome.mistaken_for}" if outcome.mistaken_for else ""
+    return RowResult(row.line, row.beacon, "provisioned", outcome, detail)

@@ -207,12 +207,13 @@ class BlufiClient:
         """Wait for the result of the beacon's first authenticated poll.
 
         Raises:
-            ReachError: ``poll_…``: why it has not been heard, in its own word.
+            ReachError: ``poll_…``: why it has not been heard, in its own word; at once for
+                ``poll_stranger``: something answers that is not the orchestrator.
             DeniedError: ``poll_refused``: the orchestrator answers and will not have it.
         """
         end = time.monotonic() + seconds
         while self.state.poll != "ok":
-            if self.state.poll == "refused":
+            if self.state.poll in ("refused", "stranger"):
                 raise poll_error(self.name, self.state)
             message = await self._next_message(blufi.CUSTOM, end - time.monotonic())
             if message is None:

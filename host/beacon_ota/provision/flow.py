@@ -12,19 +12,17 @@ from dataclasses import dataclass, replace
 
 from beacon_ota.errors import ReachError
 from beacon_ota.provision.client import ONLINE_TIMEOUT_S, BlufiClient
+from beacon_ota.provision.contact import ATTEMPTS, OnStep, talk_to_beacon
 from beacon_ota.provision.desired_config import DesiredConfig, Network, Secret
 from beacon_ota.provision.registry import Registry
-from beacon_ota.provision.reports import StateReport, WifiReport
-from beacon_ota.provision.scan import Sighting
+from beacon_ota.provision.reports import StateReport, WifiReport, listed_error
+from beacon_ota.provision.scan import BeaconFinder
 from beacon_ota.provision.session import SecretError
+from beacon_ota.provision.sighting import Sighting
 from beacon_ota.virtual.radio.selection import RadioSelection
 
-ATTEMPTS = 3
-RETRY_DELAY_S = 0.5
 MAX_WAIT_S = 70  # that a beacon may ask for after wrong PINs before we give up waiting
-_RETRIED = ("disconnected", "no_answer", "out_of_range")
 
-OnStep = Callable[[str, str], None]
 AskSecret = Callable[[SecretError | None], Awaitable[Secret]]
 ChooseNetwork = Callable[[list[tuple[bytes, int]]], Awaitable[Network]]
 
@@ -126,17 +124,20 @@ async def provision_beacon(
     attempts: int = ATTEMPTS,
     online_s: float = ONLINE_TIMEOUT_S,
     pace: float = 1,
+    finder: BeaconFinder | None = None,
 ) -> Outcome:
     """Provision one beacon.
 
     Args:
+        found: what a scan has found; it is looked for again when that is a while ago.
         ask: gives the secret.
         registry: where it is registered; None: nowhere, and the outcome has its key.
-        choose: picks a network of those the beacon sees, when ``wanted`` has none.
-        tell: called with each step and a detail, for people.
+        choose: picks a network of those the beacon sees, when ``desired`` has none.
+        on_step: called with each step and a detail, for people.
         attempts: how often to begin again after a broken connection.
         online_s: seconds to wait for its first authenticated poll.
         pace: see :class:`SecretProver`.
+        finder: through which others look for beacons at the same time.
 
     Raises:
         BeaconOtaError: what went wrong, and what to do. What was done until then stays done;
@@ -146,25 +147,19 @@ async def provision_beacon(
     outcome = Outcome(found.name, found.address)
     prover = SecretProver(ask, on_step, pace=pace)
     await prover.ready()
-    for attempt in range(1, attempts + 1):
-        try:
-            await _provision_once(
-                found, radio, prover, desired, registry, choose, on_step, online_s, outcome
-            )
-            break
-        except ReachError as error:
-            if error.code not in _RETRIED or attempt == attempts:
-                raise
-            on_step("again", error.message)
-            await asyncio.sleep(RETRY_DELAY_S)  # the beacon may have to end what was begun
+
+    async def talk(beacon: BlufiClient) -> None:
+        await prover.prove(beacon)
+        await _provision_connected(beacon, desired, registry, choose, on_step, online_s, outcome)
+
+    finder = finder or BeaconFinder(radio)
+    await talk_to_beacon(found, finder, talk, on_step=on_step, attempts=attempts)
     outcome.seconds = time.monotonic() - began
     return outcome
 
 
-async def _provision_once(
-    found: Sighting,
-    radio: RadioSelection,
-    prover: SecretProver,
+async def _provision_connected(
+    beacon: BlufiClient,
     desired: DesiredConfig,
     registry: Registry | None,
     choose: ChooseNetwork | None,
@@ -172,39 +167,36 @@ async def _provision_once(
     online_s: float,
     outcome: Outcome,
 ) -> None:
-    on_step("connecting", found.name)
-    async with BlufiClient(found.device, found.name, radio) as beacon:
-        await prover.prove(beacon)
-        state = await beacon.query_state()
-        _record_state(outcome, state)
-        typed = desired.device_type
-        if not state.device_type:
-            state = replace(state, device_type=typed)
-        elif typed and typed != state.device_type:
-            outcome.mistaken_for = typed
-            on_step("mistaken", f"it is no {typed}, it says: {state.device_type}")
-        network = desired.network
-        if network is None and choose is not None:
-            on_step("looking", "for networks")
-            network = await choose(await beacon.list_networks())
-        key = secrets.token_bytes(32)
-        outcome.device_type = state.device_type
-        if registry is not None:
-            on_step("registering", f"{state.beacon_id} as {state.device_type or 'it is'}")
-            outcome.registered = await asyncio.to_thread(
-                registry.register, state, key, desired.config, desired.tags
-            )
-        else:
-            outcome.key = key.hex()
-        on_step("configuring", "")
-        await beacon.configure(**desired.config, beacon_key=key)
-        if desired.creds is not None:
-            await beacon.replace_credentials(desired.credentials_for(state.beacon_id))
-        if network is not None:
-            await _join_network(beacon, network, on_step, outcome)
-        if registry is not None:
-            on_step("waiting", "for the orchestrator to hear it")
-            _record_state(outcome, await beacon.wait_online(seconds=online_s))
+    state = await beacon.query_state()
+    _record_state(outcome, state)
+    typed = desired.device_type
+    if not state.device_type:
+        state = replace(state, device_type=typed)
+    elif typed and typed != state.device_type:
+        outcome.mistaken_for = typed
+        on_step("mistaken", f"it is no {typed}, it says: {state.device_type}")
+    network = desired.network
+    if network is None and choose is not None:
+        on_step("looking", "for networks")
+        network = await choose(await beacon.list_networks())
+    key = secrets.token_bytes(32)
+    outcome.device_type = state.device_type
+    if registry is not None:
+        on_step("registering", f"{state.beacon_id} as {state.device_type or 'it is'}")
+        outcome.registered = await asyncio.to_thread(
+            registry.register, state, key, desired.config, desired.tags
+        )
+    else:
+        outcome.key = key.hex()
+    on_step("configuring", "")
+    await beacon.configure(**desired.config, beacon_key=key)
+    if desired.creds is not None:
+        await beacon.replace_credentials(desired.credentials_for(state.beacon_id))
+    if network is not None:
+        await _join_network(beacon, network, on_step, outcome)
+    if registry is not None:
+        on_step("waiting", "for the orchestrator to hear it")
+        _record_state(outcome, await beacon.wait_online(seconds=online_s))
 
 
 async def _join_network(
@@ -216,22 +208,40 @@ async def _join_network(
     def on_report(report: WifiReport) -> None:
         on_step("joining", f"{name}: {report.word}")
 
+    async def join() -> WifiReport:
+        return await beacon.join_network(network.ssid, network.password, on_report=on_report)
+
     try:
-        report = await beacon.join_network(network.ssid, network.password, on_report=on_report)
+        report = await join()
     except ReachError as error:
-        if error.code == "wifi_not_found":
-            error.expected = await _list_seen_networks(beacon)
-        raise
+        if error.code != "wifi_not_found":
+            raise
+        seen = await _list_seen_networks(beacon)
+        if seen is None or network.ssid not in dict(seen):
+            error.expected = _describe_networks(seen)
+            raise
+        on_step("joining", f"{name}, which it sees: once more")
+        try:
+            report = await join()
+        except ReachError as again:
+            if again.code == "wifi_not_found":
+                raise listed_error(beacon.name, network.ssid, dict(seen)[network.ssid]) from None
+            raise
     outcome.ssid, outcome.rssi = name, report.rssi
 
 
-async def _list_seen_networks(beacon: BlufiClient) -> str:
-    """Return the networks that a beacon sees, as text for an error."""
+async def _list_seen_networks(beacon: BlufiClient) -> list[tuple[bytes, int]] | None:
+    """Return the networks that a beacon sees, None when it cannot say."""
     try:
-        found = await beacon.list_networks()
+        return await beacon.list_networks()
     except ReachError:
+        return None
+
+
+def _describe_networks(seen: list[tuple[bytes, int]] | None) -> str:
+    if seen is None:
         return "it cannot say what it sees"
-    names = [f"{ssid.decode('utf-8', 'replace')} ({rssi} dBm)" for ssid, rssi in found]
+    names = [f"{ssid.decode('utf-8', 'replace')} ({rssi} dBm)" for ssid, rssi in seen]
     return "one of " + ", ".join(names) if names else "it sees no network at all"
 
 

@@ -1,13 +1,15 @@
 """A connection to one beacon: BluFi frames over bleak, in order, with deadlines.
 
-One frame is one write with response or one notification. The beacon hangs up by disconnecting;
-a pending call then raises :class:`~beacon_ota.errors.ReachError`.
+It is tried once; :mod:`beacon_ota.provision.contact` looks for the beacon again and retries. One
+frame is one write with response or one notification. The beacon hangs up by disconnecting; a
+pending call then raises :class:`~beacon_ota.errors.ReachError`.
 """
 
 import asyncio
 from typing import TYPE_CHECKING, Any, Self
 
 from beacon_ota.errors import ReachError
+from beacon_ota.provision.radio_errors import radio_failures
 from beacon_ota.virtual.radio.selection import RadioSelection
 
 if TYPE_CHECKING:
@@ -17,7 +19,6 @@ WRITE_UUID = "0000ff01-0000-1000-8000-00805f9b34fb"
 NOTIFY_UUID = "0000ff02-0000-1000-8000-00805f9b34fb"
 CONNECT_S = 15.0
 WRITE_S = 10.0
-ATTEMPTS = 3
 _MAX_QUEUED = 256  # frames not yet received by the caller
 
 
@@ -41,45 +42,50 @@ class GattConnection:
         self._gone = False
 
     async def __aenter__(self) -> Self:
-        from bleak import BleakClient
-        from bleak.exc import BleakError
-
-        for attempt in range(1, ATTEMPTS + 1):
-            self._client = BleakClient(
-                self._device,
-                disconnected_callback=lambda _: self._mark_gone(),
-                timeout=CONNECT_S,
-                **self._radio.client,
-                **self._options,
-            )
-            self._gone = False
-            try:
-                await self._client.connect()
-                await self._client.start_notify(
-                    NOTIFY_UUID, lambda _, data: self._queue_frame(bytes(data))
-                )
-                return self
-            except (BleakError, TimeoutError, OSError) as error:
+        try:
+            if _is_held(self._device):
+                # A program that was killed leaves its connection, and its session, to BlueZ.
+                await self._connect()
                 await self._disconnect()
-                if attempt == ATTEMPTS:
-                    raise ReachError(
-                        "out_of_range",
-                        f"cannot connect to {self.name}: go nearer, or wait until nobody else is "
-                        "connected to it",
-                        found=str(error) or type(error).__name__,
-                    ) from None
-        raise AssertionError("unreachable")
+            await self._connect()
+            await self._client.start_notify(
+                NOTIFY_UUID, lambda _, data: self._queue_frame(bytes(data))
+            )
+        except radio_failures() as error:
+            await self._disconnect()
+            raise ReachError(
+                "out_of_range",
+                f"cannot connect to {self.name}: go nearer, or wait until nobody else is "
+                "connected to it",
+                found=str(error) or type(error).__name__,
+            ) from None
+        except BaseException:  # interrupted: the connection would outlive this program
+            await self._disconnect()
+            raise
+        return self
+
+    async def _connect(self) -> None:
+        from bleak import BleakClient
+
+        self._client = BleakClient(
+            self._device,
+            disconnected_callback=lambda _: self._mark_gone(),
+            timeout=CONNECT_S,
+            **self._radio.client,
+            **self._options,
+        )
+        self._frames = asyncio.Queue(_MAX_QUEUED)
+        self._gone = False
+        await self._client.connect()
 
     async def __aexit__(self, *_: object) -> None:
         await self._disconnect()
 
     async def _disconnect(self) -> None:
-        from bleak.exc import BleakError
-
         try:
             async with asyncio.timeout(WRITE_S):
                 await self._client.disconnect()
-        except (BleakError, TimeoutError, OSError):
+        except radio_failures():
             pass  # it was gone already
 
     @property
@@ -99,12 +105,10 @@ class GattConnection:
         Raises:
             ReachError: ``disconnected``.
         """
-        from bleak.exc import BleakError
-
         try:
             async with asyncio.timeout(WRITE_S):
                 await self._client.write_gatt_char(WRITE_UUID, frame, response=True)
-        except (BleakError, TimeoutError, OSError) as error:
+        except radio_failures() as error:
             raise self._disconnected_error(str(error)) from None
 
     async def receive(self, seconds: float) -> bytes | None:
@@ -139,3 +143,10 @@ class GattConnection:
         return ReachError(
             "disconnected", f"the connection to {self.name} has ended: try again", found=why or None
         )
+
+
+def _is_held(device: "BLEDevice | str") -> bool:
+    """Whether BlueZ had a connection to this device when the device was seen."""
+    details = getattr(device, "details", None)
+    properties = details.get("props") if isinstance(details, dict) else None
+    return bool(properties and properties.get("Connected"))

@@ -62,6 +62,26 @@ def check_name(name: str) -> str:
     return name
 
 
+def chip_address(name: str, mac: str = "") -> bytes:
+    """Return the address of the chip that has a name on the air: six bytes, or the last three.
+
+    Args:
+        name: as :func:`check_name` takes it.
+        mac: the chip's address, where it is known.
+
+    Raises:
+        InputError: ``label_file``: the two are of different chips.
+    """
+    end = bytes.fromhex(name.rpartition("_")[2])
+    end = end[:2] + bytes([end[2] - BLUETOOTH & 255])
+    if not mac:
+        return end
+    found = bytes.fromhex(make_label(mac).mac.replace(":", ""))
+    if found[3:] != end:
+        raise InputError("label_file", "address and name are of different chips", found=mac)
+    return found
+
+
 def make_label(mac: str, pin: str | None = None) -> Label:
     """Make the label of a chip.
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
-from beacon_ota.provision.scan import Sighting
+from beacon_ota.provision.sighting import Sighting
 
-GONE_AFTER_S = 10.0  # of silence, then a beacon counts as gone
+GONE_AFTER_S = 15.0  # of silence, then a beacon counts as gone: some renewals of the scan
 MIN_RSSI_CHANGE_DB = 6  # by which the signal has to change to be worth a word
 
 
@@ -37,5 +37,9 @@ class ChangeTracker:
 
 
 def _has_changed(before: dict[str, object], after: dict[str, object]) -> bool:
-    moved = abs(int(str(before["rssi"])) - int(str(after["rssi"]))) >= MIN_RSSI_CHANGE_DB
+    old, new = before["rssi"], after["rssi"]
+    if isinstance(old, int) and isinstance(new, int):
+        moved = abs(old - new) >= MIN_RSSI_CHANGE_DB
+    else:
+        moved = old != new
     return moved or any(before[name] != after[name] for name in after if name != "rssi")

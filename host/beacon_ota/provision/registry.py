@@ -1,7 +1,9 @@
 """Registers beacons with the orchestrator while they are provisioned."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol
+from zoneinfo import ZoneInfo
 
 from beacon_ota.errors import DeniedError, InputError, ReachError, UsageError
 from beacon_ota.provision.reports import StateReport
@@ -30,6 +32,7 @@ class OrchestratorRegistry:
     def __init__(self, client: "Client"):
         self._client = client
         self.url = client.url
+        self._zones: dict[str, str] | None = None  # time zones by site, once asked for
 
     def check_access(self, site: str | None) -> None:
         """Check that beacons can be registered, before one of them is changed.
@@ -64,6 +67,20 @@ class OrchestratorRegistry:
                 found=site,
                 expected=", ".join(known) or None,
             )
+
+    def complete_offset(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a CONFIG's fields; a window without an offset gets the one of its site, today's.
+
+        Without a site, or at one that is not known, nothing is added: its clock is not known.
+        """
+        found = dict(config)
+        if found.get("window") and "utc_off" not in found and found.get("site"):
+            if self._zones is None:
+                self._zones = {one["path"]: one["zone"] for one in self._client.list_sites()}
+            zone = self._zones.get(found["site"])
+            if zone and (offset := datetime.now(ZoneInfo(zone)).utcoffset()) is not None:
+                found["utc_off"] = int(offset.total_seconds()) // 60
+        return found
 
     def register(
         self, state: StateReport, key: bytes, config: Mapping[str, object], tags: tuple[str, ...]

@@ -8,8 +8,9 @@ from beacon_ota.errors import DeniedError, InputError, ReachError
 from beacon_ota.wire import wifi
 from beacon_ota.wire.blufi_names import error_name, reason_name
 
-_WRONG_PASSWORD_REASONS = ("wrong_password", "handshake_timeout")
-_NOT_FOUND_REASONS = ("no_such_network", "beacon_timeout", "incompatible_security", "weak_signal")
+_WRONG_PASSWORD_REASONS = ("wrong_password", "handshake_timeout", "connection_failed")
+_SECURITY_REASONS = ("incompatible_security", "weak_security")
+NOT_FOUND = "no_such_network"
 
 
 @dataclass(frozen=True)
@@ -78,17 +79,36 @@ def join_error(name: str, ssid: bytes, report: WifiReport) -> DeniedError | Reac
             f"{network!r} does not take this password; {kept}",
             found=report.reason,
         )
-    if report.reason in _NOT_FOUND_REASONS:
+    if report.reason in _SECURITY_REASONS:
+        return DeniedError(
+            "wifi_security",
+            f"{network!r} has another kind of security than {name} was told: it needs a password, "
+            f"or none, and WPA2 or WPA3 with one password for all; {kept}",
+            found=report.reason,
+        )
+    if report.reason == NOT_FOUND:
         return ReachError(
             "wifi_not_found",
-            f"{name} sees no network {network!r} that it could join: it has 2.4 GHz only, "
+            f"{name} sees no network {network!r}: it has 2.4 GHz only, "
             f"and upper and lower case count; {kept}",
             found=report.reason,
         )
     return ReachError(
         "wifi_failed",
-        f"{network!r} would not have {name}, or gave it no address; {kept}",
+        f"{network!r} would not have {name}, or gave it no address: check the password, and "
+        f"whether the signal is strong enough there; {kept}",
         found=report.reason,
+    )
+
+
+def listed_error(name: str, ssid: bytes, rssi: int) -> ReachError:
+    """Return the error for a network that the beacon lists and twice did not find."""
+    network = ssid.decode("utf-8", "replace")
+    return ReachError(
+        "wifi_failed",
+        f"{name} sees {network!r} ({rssi} dBm), and could not join it: check the password; a weak "
+        "signal may be the cause, too; what it had before is kept",
+        found=NOT_FOUND,
     )
 
 
@@ -100,7 +120,15 @@ def poll_error(name: str, state: StateReport) -> DeniedError | ReachError:
         return DeniedError(
             "poll_refused",
             f"the orchestrator does not take {name}: it is not registered as "
-            f"{state.beacon_id}, or with another key; provision it again",
+            f"{state.beacon_id}, or with another key; provision it again. (An older release says "
+            "the same when something else answers at that address)",
+            found=word,
+        )
+    if word == "stranger":
+        return ReachError(
+            "poll_stranger",
+            f"{name} {address}is on WiFi, but something answers there that is not the "
+            "orchestrator: a network's sign-in page, or another server at the address it was given",
             found=word,
         )
     return ReachError(

@@ -16,7 +16,7 @@ from beacon_ota.cli._support.display import (
 def time_zone(monkeypatch):
     import time
 
-    monkeypatch.setenv("TZ", "UTC-2")
+    monkeypatch.setenv("TZ", "EET-2")
     time.tzset()
     yield
     monkeypatch.undo()
@@ -24,11 +24,11 @@ def time_zone(monkeypatch):
 
 
 def test_times_are_local():
-    assert local_time("2026-03-02T22:30:00Z") == "2026-03-03 00:30:00"
+    assert local_time("2026-03-02T22:30:00Z") == "2026-03-03 00:30:00 EET"
     assert local_time(None) == local_time("") == "–"
     rows = [{"id": 1, "at": "2026-03-02T22:30:00Z", "until": None}, {"id": 2}]
     shown = localize_times(rows, "at", "until")
-    assert shown[0] == {"id": 1, "at": "2026-03-03 00:30:00", "until": "–"}
+    assert shown[0] == {"id": 1, "at": "2026-03-03 00:30:00 EET", "until": "–"}
     assert shown[1] == {"id": 2, "at": "–", "until": "–"}
     assert rows[0]["until"] is None
 

@@ -38,6 +38,24 @@ def test_nothing_is_offered_after_a_change_elsewhere(local, elsewhere, beacon, c
     )
 
 
+@pytest.mark.parametrize(("zone", "offset"), [(None, 0), ("Asia/Kathmandu", 345)])
+def test_an_offer_for_any_time_says_how_the_buildings_clock_goes(local, beacon, zone, offset):
+    """A beacon has a window of its own, in its building's time, and no rules of that clock."""
+    local.admin().create_site("hq", tz=zone)
+    local.admin().change_beacon(beacon.id, site="hq")
+    offer = beacon.offered()
+    assert offer["utc_off"] == offset and "not_before" not in offer
+
+
+def test_an_offer_in_a_window_brings_the_window(local, tmp_path):
+    (beacon,) = local.beacons(1)
+    release = upload(local.admin(), "2.0.0", tmp_path, channel="stable")["firmware_id"]
+    local.admin().create_rollout(release, {"preset": "all-at-once", "window": "00:00-23:59"})
+    local.step()
+    offer = beacon.offered()
+    assert offer["not_before"] < offer["not_after"] and "utc_off" not in offer
+
+
 def test_an_offer_that_expired_is_not_renewed_after_a_halt_elsewhere(local, elsewhere, beacon):
     offer = beacon.offered()
     local.go_on(900.0)

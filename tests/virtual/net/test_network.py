@@ -109,7 +109,32 @@ def test_wrong_password_and_no_network(network):
         "print(join('wrong', wait=200))\nwlan.disconnect()\nprint(join(ssid='nowhere', wait=200))",
         network,
     )
-    assert lines == ["202", "201"]
+    assert lines == ["1001", "201"], "most reasons are hidden while the driver tries again"
+
+
+@pytest.mark.parametrize(
+    ("reason", "shown"),
+    [(15, 15), (204, 204), (2, 2), (202, 202), (205, 202), (201, 201), (211, 211)],
+)
+def test_reasons_of_a_refusal(network, reason, shown):
+    """With ``reconnects`` 0 the driver gives up at once, and says why."""
+    network.points[0].refusals = (reason,)
+    body = "wlan.config(reconnects=0)\nprint(wlan.config('reconnects'))\n"
+    body += "wlan.connect('office', 'wrong')\nwhile True:\n    time.sleep_ms(5)\n"
+    body += "    if wlan.status() != 1001:\n        break\n"
+    body += "print(wlan.status())\nwlan.disconnect()\nprint(wlan.status())\n"
+    # The reason stays: the next attempt shows it until it has one of its own.
+    body += "wlan.connect('office', 'secret')\nprint(wlan.status())\n"
+    body += "try:\n    wlan.connect()\nexcept OSError as e:\n    print(e)\n"
+    body += "while not wlan.isconnected():\n    time.sleep_ms(5)\nprint(wlan.status())\n"
+    stale = str(shown) if shown in (201, 202, 211) else "1001"
+    lines = run(body, network)
+    assert lines == ["0", str(shown), str(shown), stale, "Wifi Internal Error", "1010"]
+
+
+def test_a_network_that_is_missed_once(network):
+    network.points[0].missed = 1
+    assert run("print(join())", network) == ["1010"]
 
 
 def test_inactive(network):

@@ -17,7 +17,7 @@ from beacon_ota.campaign.fuzz.blufi_frames import (
 )
 from beacon_ota.errors import BeaconOtaError, ReachError
 from beacon_ota.provision import session
-from beacon_ota.provision.flow import ATTEMPTS, RETRY_DELAY_S
+from beacon_ota.provision.contact import ATTEMPTS, RETRY_DELAY_S
 from beacon_ota.provision.session import Initiator, SecretError
 from beacon_ota.wire import blufi, tlv
 

@@ -82,7 +82,7 @@ MUTANTS = (
     ),
     Mutant(
         "first-sector-kept",
-        ("app", "ota", "plan.py"),
+        ("app", "ota", "take.py"),
         "        if source == _TARGET and writer.written:\n",
         "        if source == _TARGET:\n",
         CutScenario("good", 0),

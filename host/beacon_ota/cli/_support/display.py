@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
+from rich.table import Table
 
 from beacon_ota.console import output
 
@@ -14,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def local_time(text: str | None) -> str:
-    """Return a time of the API, ISO 8601, as people read it in the local time zone."""
+    """Return a time of the API, ISO 8601, as people read it in the local time zone, named."""
     if not text:
         return "–"
-    return datetime.fromisoformat(text).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return datetime.fromisoformat(text).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
 
 
 def localize_times(rows: Sequence["Json"], *columns: str) -> list["Json"]:
@@ -52,11 +53,17 @@ def print_listing(
     *,
     watch: bool,
     every_s: float,
+    optional: Sequence[str] = (),
 ) -> None:
-    """Print rows as a table, once, or live until interrupted."""
+    """Print rows as a table, once, or live until interrupted.
+
+    ``optional`` columns are left out when no row has anything to say there.
+    """
+
+    def draw() -> Table:
+        return output.build_table(list_rows(), columns, optional=optional)
+
     if watch:
-        redraw_until(
-            lambda: False, lambda: output.build_table(list_rows(), columns), every_s=every_s
-        )
+        redraw_until(lambda: False, draw, every_s=every_s)
     else:
-        output.print_rows(list_rows(), columns, as_json=False)
+        output.console.print(draw())

@@ -11,6 +11,8 @@ import typer
 import typer.core
 import typer.main
 
+from beacon_ota.cli._support import suggestions
+
 
 def build_command(app: typer.Typer) -> Any:
     """Return the command of an application, with plain help throughout."""
@@ -23,7 +25,9 @@ def build_command(app: typer.Typer) -> Any:
 def _use_plain_options(made: Any) -> None:
     for sub in getattr(made, "commands", {}).values():
         _use_plain_options(sub)
-    if not isinstance(made, typer.core.TyperGroup):
+    if isinstance(made, typer.core.TyperGroup):
+        made.resolve_command = partial(suggestions.resolve_command, made)
+    else:
         made.format_options = partial(_write_options, made)
 
 

@@ -1,11 +1,12 @@
 """Prompts, step lines and progress of the commands; scripts without a terminal are never asked."""
 
-import asyncio
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
     from beacon_ota.provision.batch import Row, RowResult
     from beacon_ota.provision.desired_config import Network, Secret
     from beacon_ota.provision.flow import AskSecret, OnStep, Outcome
-    from beacon_ota.provision.scan import Sighting
+    from beacon_ota.provision.scan import BeaconFinder
     from beacon_ota.provision.session import SecretError
-    from beacon_ota.virtual.radio.selection import RadioSelection
+    from beacon_ota.provision.sighting import Sighting
 
 _STEP_LABELS = {
     "connecting": "Connecting to",
@@ -39,6 +40,39 @@ def is_terminal() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
+def ask(question: str, default: Any = None, **options: Any) -> Any:
+    """Ask at the terminal; an event loop of this thread waits meanwhile.
+
+    A thread of its own could not be ended while it reads. Connections live on: what they receive
+    is there afterwards.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, or a signal to end.
+        typer.Abort: there is no more input.
+    """
+    with _interruptible():
+        return typer.prompt(question, default, err=True, **options)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Have Ctrl-C end a prompt at once, also inside an event loop, whose handler would wait."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT)
+    own = main and before not in (signal.SIG_IGN, signal.SIG_DFL, None)
+    if own:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    except typer.Abort as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if own:
+            signal.signal(signal.SIGINT, before)
+
+
 def read_first_line(file: Path | None) -> str:
     """Return the first line of a file, "" when no file is given."""
     return text_files.read_line(file) if file is not None else ""
@@ -50,13 +84,8 @@ def ask_password(ssid: str, file: Path | None, is_open: bool) -> str:
     if is_open or file is not None:
         return read_first_line(file)
     if is_terminal():
-        return typer.prompt(
-            output.make_visible(f"Password of {ssid} (empty: none)"),
-            "",
-            hide_input=True,
-            show_default=False,
-            err=True,
-        )
+        question = output.make_visible(f"Password of {ssid} (empty: none)")
+        return ask(question, "", hide_input=True, show_default=False)
     raise UsageError(
         "password_missing", "which password? There is nobody to ask: --password-file, or --open"
     )
@@ -84,7 +113,7 @@ async def _ask_pin(error: "SecretError | None") -> "Secret":
     if error is not None:
         output.print_markup("[yellow]{}[/]", error.message, to=output.error_console)
     while True:
-        text = await asyncio.to_thread(typer.prompt, "PIN on the label", err=True)
+        text = ask("PIN on the label")
         try:
             return Secret(pin=text.strip())
         except UsageError as refused:
@@ -103,48 +132,47 @@ async def choose_network(networks: list[tuple[bytes, int]]) -> "Network":
             "  {:2}  {}  [dim]{} dBm[/]", number, name, rssi, to=output.error_console
         )
     while True:
-        text = await asyncio.to_thread(
-            typer.prompt, "Network (number or name)", "1" if networks else None, err=True
-        )
+        text = ask("Network (number or name)", "1" if networks else None)
         ssid = text.encode()
         if text.isdigit() and 1 <= int(text) <= len(networks):
             ssid = networks[int(text) - 1][0]
-        password = await asyncio.to_thread(
-            typer.prompt,
-            "Password (empty: none)",
-            "",
-            hide_input=True,
-            show_default=False,
-            err=True,
-        )
+        password = ask("Password (empty: none)", "", hide_input=True, show_default=False)
         try:
             return Network.of(ssid, password)
         except UsageError as refused:
             output.print_markup("[yellow]{}[/]", refused.message, to=output.error_console)
 
 
-def find_sighting(
-    radio: "RadioSelection", wanted: str | None, seconds: float, quiet: bool, *, opened: bool = True
+async def find_sighting(
+    finder: "BeaconFinder",
+    wanted: str | None,
+    seconds: float,
+    quiet: bool,
+    *,
+    opened: bool = True,
 ) -> "Sighting":
     """Return the beacon that is meant; at a terminal, ask which one it is."""
-    from beacon_ota.provision import scan as scans
+    from beacon_ota.provision.scan import format_rssi
 
     if wanted is not None or quiet or not is_terminal():
-        return asyncio.run(scans.find_beacon(radio, wanted, seconds, opened=opened))
+        return await finder.find(wanted, seconds, opened=opened)
     with output.error_console.status("Looking for beacons …"):
-        found = asyncio.run(scans.collect_sightings(radio, min(seconds, 5)))
+        async with finder.listen() as scanner:
+            await scanner.wait(min(seconds, 5))
+            found = scanner.beacons()
     ready = [one for one in found if one.open or not opened]
     if len(ready) < 2:
-        return (
-            ready[0]
-            if ready
-            else asyncio.run(scans.find_beacon(radio, None, seconds, opened=opened))
-        )
+        return ready[0] if ready else await finder.find(None, seconds, opened=opened)
     for number, one in enumerate(ready, 1):
         output.print_markup(
-            "  {:2}  {}  {} dBm  {}", number, one.name, one.rssi, one.state, to=output.error_console
+            "  {:2}  {}  {}  {}",
+            number,
+            one.name,
+            format_rssi(one.rssi),
+            one.state,
+            to=output.error_console,
         )
-    which = typer.prompt("Beacon", 1, type=typer.IntRange(1, len(ready)), err=True)  # type: ignore[attr-defined]
+    which = ask("Beacon", 1, type=typer.IntRange(1, len(ready)))  # type: ignore[attr-defined]
     return ready[which - 1]
 
 
@@ -217,7 +245,7 @@ def print_outcome(outcome: "Outcome", as_json: bool) -> None:
         output.print_markup("  [yellow]it was registered as another board; that is corrected[/]")
     for name in ("beacon_id", "device_type", "version", "ssid", "rssi", "ip", "registered", "key"):
         if facts[name] is not None:
-            output.print_markup("  {:10}  {}", name, facts[name])
+            output.print_markup("  {:11}  {}", name, facts[name])
 
 
 def confirm_action(question: str, yes: bool) -> None:
@@ -231,4 +259,5 @@ def confirm_action(question: str, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise UsageError("not_confirmed", f"{question} Say --yes to do it.", expected="--yes")
-    typer.confirm(output.make_visible(question), abort=True)
+    with _interruptible():
+        typer.confirm(output.make_visible(question), abort=True)

@@ -9,16 +9,19 @@ from beacon_ota.cli._support.options import JsonOption, expand_groups
 from beacon_ota.cli.image.build_report import print_build
 from beacon_ota.cli.image.diff import diff_images
 from beacon_ota.cli.image.files import read_image
-from beacon_ota.cli.image.release_options import ReleaseOptions, build_release
+from beacon_ota.cli.image.release_options import (
+    BootloaderOption,
+    ReleaseOption,
+    ReleaseOptions,
+    build_release,
+    read_parts,
+)
 from beacon_ota.cli.image.settings_options import SettingsOptions
 from beacon_ota.console import output
-from beacon_ota.errors import UsageError
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Build and inspect release and flash images."
 )
-
-_PARTS = "From parts"
 
 BoardOption = Annotated[str, typer.Option(help="Board: its name, or its folder.")]
 OutOption = Annotated[
@@ -76,15 +79,8 @@ def build_image(
 def build_flash_image(
     *,
     board: BoardOption = "esp32c3",
-    release: Annotated[
-        Path | None, typer.Option(help="A release image.", rich_help_panel=_PARTS)
-    ] = None,
-    bootloader: Annotated[
-        Path | None,
-        typer.Option(
-            help="Bootloader [default: the one that came with the core].", rich_help_panel=_PARTS
-        ),
-    ] = None,
+    release: ReleaseOption = None,
+    bootloader: BootloaderOption = None,
     options: ReleaseOptions,
     settings: SettingsOptions,
     out: OutOption = None,
@@ -94,29 +90,20 @@ def build_flash_image(
     from beacon_ota.images import boards, flash
     from beacon_ota.images import release as releases
     from beacon_ota.images.settings import SECRETS
+    from beacon_ota.provision import labels
     from beacon_ota.trust import files
 
     target = boards.load_board(board)
     settings, shown = settings.draw_secrets()
     stored = settings.parse_values()
-    loader = read_image(bootloader) if bootloader is not None else None
-    core = options.read_core() if release is None or loader is None else None
-    content = None
-    if release is not None:
-        options.check_unused()
-        data = read_image(release)
-    else:
-        assert core is not None
-        data, content = build_release(target, core, options)
-    if loader is None:
-        loader = core.bootloader if core else None
-    if loader is None:
-        raise UsageError(
-            "bootloader_missing",
-            "this core came without a bootloader: take the official download, or name one with "
-            "--bootloader",
+    settings.warn_of_utc()
+    loader, data, content = read_parts(target, release, bootloader, options)
+    address = b""
+    if settings.ble_name is not None:
+        address = labels.chip_address(
+            labels.check_name(settings.ble_name), str(shown.get("mac", ""))
         )
-    image = flash.build_flash(target, loader, data, stored)
+    image = flash.build_flash(target, loader, data, stored, address=address)
     built = releases.parse_release(data)
     name = settings.beacon_id or f"{target.name}-{built.info.version}"
     out = out or Path(f"{name}-flash.bin")

@@ -17,8 +17,21 @@ if TYPE_CHECKING:
     from beacon_ota.images.combined import Core
 
 _PANEL = "What goes in"
+_PARTS = "From parts"
 _SYNTHETIC_SIZE = 64 * 1024  # bytes of the stand-in for a core
 _CORE_FIELDS = ("core", "synthetic")
+
+ReleaseOption = Annotated[
+    Path | None, typer.Option("--release", help="A release image.", rich_help_panel=_PARTS)
+]
+BootloaderOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--bootloader",
+        help="Bootloader [default: the one that came with the core].",
+        rich_help_panel=_PARTS,
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -197,6 +210,36 @@ def build_release(
     )
     board.check_fit(len(data))
     return data, content
+
+
+def read_parts(
+    board: "Board", release: Path | None, bootloader: Path | None, options: ReleaseOptions
+) -> tuple[bytes, bytes, "AppFolder | None"]:
+    """Return bootloader and release of a flash image, and what of the app's folder is in it.
+
+    The last is None for a release that was built before.
+
+    Raises:
+        UsageError: ``bootloader_missing``, and as :func:`build_release`.
+    """
+    loader = read_image(bootloader) if bootloader is not None else None
+    core = options.read_core() if release is None or loader is None else None
+    content = None
+    if release is not None:
+        options.check_unused()
+        data = read_image(release)
+    else:
+        assert core is not None
+        data, content = build_release(board, core, options)
+    if loader is None:
+        loader = core.bootloader if core else None
+    if loader is None:
+        raise UsageError(
+            "bootloader_missing",
+            "this core came without a bootloader: take the official download, or name one with "
+            "--bootloader",
+        )
+    return loader, data, content
 
 
 def _scan_app(folder: Path, options: ReleaseOptions) -> "AppFolder":

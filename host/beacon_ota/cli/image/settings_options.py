@@ -10,6 +10,7 @@ import typer
 from beacon_ota import text_files
 from beacon_ota.cli._support.options import OptionGroup
 from beacon_ota.cli.image.files import parse_pair, read_hex
+from beacon_ota.console import output
 from beacon_ota.errors import UsageError
 
 NEW = "new"  # in place of a key: draw one
@@ -117,7 +118,18 @@ class SettingsOptions(OptionGroup):
             label = labels.pick_label(text_files.read_text_file(self.label), self.ble_name)
             found = replace(found, ble_name=label.name, pin=label.pin, pop=label.pop or None)
             shown["ble_name"] = label.name
+            if label.mac:
+                shown["mac"] = label.mac
         return found, shown
+
+    def warn_of_utc(self) -> None:
+        """Say that a window is UTC where no offset is given."""
+        if self.window and self.utc_off is None:
+            output.print_markup(
+                "a window without --utc-off is UTC, until the orchestrator says how the building's "
+                "clock goes",
+                to=output.error_console,
+            )
 
     def parse_values(self) -> dict[str, int | bytes]:
         """Return the NVS values.

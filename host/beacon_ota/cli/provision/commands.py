@@ -1,6 +1,7 @@
 """The commands of ``beacon-ota provision``."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,6 +9,7 @@ import typer
 
 from beacon_ota import text_files
 from beacon_ota.cli._support import prompts
+from beacon_ota.cli._support.bluetooth import run_with_radio
 from beacon_ota.cli._support.display import print_fields
 from beacon_ota.cli._support.options import JsonOption, Server, YesOption, expand_groups
 from beacon_ota.cli.provision.options import (
@@ -25,8 +27,10 @@ from beacon_ota.console import output
 from beacon_ota.errors import UsageError
 
 if TYPE_CHECKING:
-    from beacon_ota.provision.flow import AskSecret
-    from beacon_ota.provision.scan import Sighting
+    from beacon_ota.provision.client import BlufiClient
+    from beacon_ota.provision.flow import AskSecret, Outcome
+    from beacon_ota.provision.scan import BeaconFinder
+    from beacon_ota.provision.sighting import Sighting
     from beacon_ota.virtual.radio.selection import RadioSelection
 
 app = typer.Typer(
@@ -59,7 +63,8 @@ def scan_beacons(
     """List the beacons in range, the nearest first."""
     from beacon_ota.provision import scan
 
-    found = asyncio.run(scan.collect_sightings(_open_radio(radio), seconds))
+    opened = _open_radio(radio)
+    found = run_with_radio(opened, scan.collect_sightings(opened, seconds))
     rows = [one.as_dict() for one in found if everybody or one.open]
     output.print_rows(rows, _SCAN_COLUMNS, as_json=json)
     left_out = len(found) - len(rows)
@@ -87,6 +92,7 @@ def provision_wifi(
     Asks for what is not given, at a terminal. Doing it again does no harm.
     """
     from beacon_ota.provision import desired_config, flow
+    from beacon_ota.provision.scan import BeaconFinder
 
     opened = _open_radio(radio)
     choice = choice.read_label()
@@ -113,10 +119,13 @@ def provision_wifi(
         bound,
         desired_config.check_device_type(settings.device_type),
     )
-    found = choice.find_sighting(opened, json)
-    with prompts.show_steps(json) as on_step:
-        outcome = asyncio.run(
-            flow.provision_beacon(
+    [desired] = registration.complete_offsets(registry, [desired])
+
+    async def find_and_provision() -> "Outcome":
+        finder = BeaconFinder(opened)
+        found = await choice.find_sighting(finder, json)
+        with prompts.show_steps(json) as on_step:
+            return await flow.provision_beacon(
                 found,
                 opened,
                 ask,
@@ -125,8 +134,10 @@ def provision_wifi(
                 choose=choose,
                 on_step=on_step,
                 online_s=registration.wait,
+                finder=finder,
             )
-        )
+
+    outcome = run_with_radio(opened, find_and_provision())
     prompts.print_outcome(outcome, json)
 
 
@@ -141,14 +152,11 @@ def show_status(
     """
     opened = _open_radio(radio)
     choice = choice.read_label()
-    found = choice.find_sighting(opened, json, opened=False)
-    fields = found.as_dict()
-    if choice.has_secret:
-        fields |= asyncio.run(_query_status(found, opened, choice.secret_source()))
+    name, fields = run_with_radio(opened, _find_status(opened, choice, json))
     if json:
         output.print_json(fields)
     else:
-        print_fields(fields, found.name)
+        print_fields(fields, name)
 
 
 @app.command("reset")
@@ -163,9 +171,7 @@ def reset_beacon(
     """Have a beacon forget network, keys and settings, as holding its button does."""
     opened = _open_radio(radio)
     choice = choice.read_label()
-    found = choice.find_sighting(opened, json)
-    prompts.confirm_action(f"{found.name} will forget its network, keys and settings.", yes)
-    asyncio.run(_reset_settings(found, opened, choice.secret_source()))
+    found = run_with_radio(opened, _find_and_reset(opened, choice, yes, json))
     if json:
         output.print_json({"name": found.name, "address": found.address, "reset": True})
     else:
@@ -205,8 +211,10 @@ def provision_batch(
     }
     creds, bound = settings.read_credentials()
     rows = batch.parse_rows(text_files.read_text_file(file, batch.MAX_BYTES), common, creds, bound)
+    wanted = registration.complete_offsets(registry, [row.desired for row in rows])
+    rows = [replace(row, desired=one) for row, one in zip(rows, wanted, strict=True)]
     with prompts.show_batch_progress(len(rows), json) as (on_start, on_result):
-        results = asyncio.run(
+        results = asyncio.run(  # each row sees for itself whether the adapter has gone
             batch.provision_rows(
                 rows,
                 _open_radio(radio),
@@ -248,35 +256,60 @@ def _open_radio(name: str | None) -> "RadioSelection":
     return select_radio(name)
 
 
+async def _find_status(
+    radio: "RadioSelection", choice: BeaconChoice, quiet: bool
+) -> tuple[str, dict[str, object]]:
+    """Return a beacon's name and what it advertises; with a secret also what it tells itself."""
+    from beacon_ota.provision.scan import BeaconFinder
+
+    finder = BeaconFinder(radio)
+    found = await choice.find_sighting(finder, quiet, opened=False)
+    fields = found.as_dict()
+    if choice.has_secret:
+        fields |= await _query_status(found, finder, choice.secret_source())
+    return found.name, fields
+
+
 async def _query_status(
-    found: "Sighting", radio: "RadioSelection", ask: "AskSecret"
+    found: "Sighting", finder: "BeaconFinder", ask: "AskSecret"
 ) -> dict[str, object]:
     """Return the fields that a beacon tells of itself and its WiFi once the secret is proved."""
-    from beacon_ota.provision import flow
-    from beacon_ota.provision.client import BlufiClient
+    from beacon_ota.provision import contact, flow
 
     prover = flow.SecretProver(ask)
     await prover.ready()
-    async with BlufiClient(found.device, found.name, radio) as beacon:
+
+    async def talk(beacon: "BlufiClient") -> dict[str, object]:
         await prover.prove(beacon)
         state = await beacon.query_state()
         report = await beacon.wifi_status()
-    return {
-        **state.as_dict(),
-        "wifi": report.word,
-        "ssid": report.ssid.decode("utf-8", "replace") or None,
-        "wifi_rssi": report.rssi,
-        "wifi_reason": report.reason or None,
-    }
+        return {
+            **state.as_dict(),
+            "wifi": report.word,
+            "ssid": report.ssid.decode("utf-8", "replace") or None,
+            "wifi_rssi": report.rssi,
+            "wifi_reason": report.reason or None,
+        }
+
+    return await contact.talk_to_beacon(found, finder, talk)
 
 
-async def _reset_settings(found: "Sighting", radio: "RadioSelection", ask: "AskSecret") -> None:
-    """Prove the secret, and have the beacon forget its settings."""
-    from beacon_ota.provision import flow
-    from beacon_ota.provision.client import BlufiClient
+async def _find_and_reset(
+    radio: "RadioSelection", choice: BeaconChoice, yes: bool, quiet: bool
+) -> "Sighting":
+    """Find a beacon, prove the secret, and have the beacon forget its settings."""
+    from beacon_ota.provision import contact, flow
+    from beacon_ota.provision.scan import BeaconFinder
 
-    prover = flow.SecretProver(ask)
+    finder = BeaconFinder(radio)
+    found = await choice.find_sighting(finder, quiet)
+    prompts.confirm_action(f"{found.name} will forget its network, keys and settings.", yes)
+    prover = flow.SecretProver(choice.secret_source())
     await prover.ready()
-    async with BlufiClient(found.device, found.name, radio) as beacon:
+
+    async def talk(beacon: "BlufiClient") -> None:
         await prover.prove(beacon)
         await beacon.forget()
+
+    await contact.talk_to_beacon(found, finder, talk)
+    return found

@@ -1,6 +1,6 @@
 """Options of ``beacon-ota provision``, in groups, and what the groups stand for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,11 +13,11 @@ from beacon_ota.console import output
 from beacon_ota.errors import UsageError
 
 if TYPE_CHECKING:
-    from beacon_ota.provision.desired_config import Network
+    from beacon_ota.provision.desired_config import DesiredConfig, Network
     from beacon_ota.provision.flow import AskSecret
     from beacon_ota.provision.registry import OrchestratorRegistry
-    from beacon_ota.provision.scan import Sighting
-    from beacon_ota.virtual.radio.selection import RadioSelection
+    from beacon_ota.provision.scan import BeaconFinder
+    from beacon_ota.provision.sighting import Sighting
 
 _WHO, _WIFI, _MORE, _SERVER = "Which beacon", "Network", "Settings", "Orchestrator"
 
@@ -96,11 +96,11 @@ class BeaconChoice(OptionGroup):
         """Return the source of the secret: the options, or a prompt."""
         return prompts.secret_source(self.pin, self.pin_file, self.pop)
 
-    def find_sighting(
-        self, radio: "RadioSelection", quiet: bool, *, opened: bool = True
+    async def find_sighting(
+        self, finder: "BeaconFinder", quiet: bool, *, opened: bool = True
     ) -> "Sighting":
         """Scan until the beacon is found; at a terminal, ask which one is meant."""
-        return prompts.find_sighting(radio, self.beacon, self.search, quiet, opened=opened)
+        return await prompts.find_sighting(finder, self.beacon, self.search, quiet, opened=opened)
 
 
 @dataclass(frozen=True)
@@ -244,8 +244,31 @@ class RegistrationOptions(OptionGroup):
         from beacon_ota.provision.registry import OrchestratorRegistry
 
         registry = OrchestratorRegistry(server.client)
+        if self.beacon_url(registry) is None:
+            output.print_markup(
+                "[yellow]{} is this computer to a beacon, too: it will look for orchestrator.local "
+                "and announcements on its network. --orch-url names an address[/]",
+                registry.url,
+                to=output.error_console,
+            )
         registry.check_access(site)
         return registry
+
+    def complete_offsets(
+        self, registry: "OrchestratorRegistry | None", desired: "list[DesiredConfig]"
+    ) -> "list[DesiredConfig]":
+        """Give each window without an offset the one of its site; warn where that is not known."""
+        found = []
+        for one in desired:
+            config = registry.complete_offset(one.config) if registry else one.config
+            found.append(replace(one, config=config))
+        if any(one.config.get("window") and "utc_off" not in one.config for one in found):
+            output.print_markup(
+                "a window without --utc-off and --site is UTC, until the orchestrator says how the "
+                "building's clock goes",
+                to=output.error_console,
+            )
+        return found
 
     def beacon_url(self, registry: "OrchestratorRegistry | None") -> str | None:
         """Return the orchestrator's URL as beacons can use it, None when none is known."""

@@ -107,7 +107,17 @@ def _download_plain(
     """Return the plain image of a release on the server, and its version."""
     from beacon_ota.trust import encrypt
 
-    found = client.find_firmware(_find_previous(client) if name == PREVIOUS else name)
+    try:
+        found = client.find_firmware(_find_previous(client) if name == PREVIOUS else name)
+    except InputError as error:
+        if error.code != "firmware_unknown":
+            raise
+        raise InputError(
+            "firmware_unknown",
+            f"The server has no release {name}: it was never uploaded. Name the file of its image "
+            "in place of the version",
+            expected="beacon-ota release republish FILE --as VERSION",
+        ) from None
     transfer.download_files(client, found, file)
     data = file.read_bytes()
     if found["blob"] != found["checksum"]:
@@ -133,7 +143,8 @@ def _find_previous(client: "Client") -> str:
             "firmware_ambiguous" if found else "firmware_unknown",
             "several device types have an earlier stable release; name one of them"
             if found
-            else "no earlier stable release is known",
+            else "No stable release came before the current one: name a version, or the file of an "
+            "image that was never uploaded",
             found=[f"{row['device_type']}/{row['version']}" for row in found] or None,
             expected="device_type/version",
         )

@@ -24,6 +24,7 @@ from beacon_ota.cli.rollout.views import (
     print_summary,
     print_timeline,
     print_uncovered,
+    print_waits,
     summarize_rollout,
 )
 from beacon_ota.console import output
@@ -79,15 +80,22 @@ def create_rollout(
 ) -> None:
     """Start a rollout."""
     body = plan.read_plan()
-    firmware_id = server.client.find_firmware(release)["firmware_id"]
-    done = server.client.create_rollout(
-        firmware_id, body, name=name or None, start_at=plan.parse_start(), seed=plan.seed
+    client = server.client
+    firmware = client.find_firmware(release)
+    _warn_before_start(client, firmware)
+    done = client.create_rollout(
+        firmware["firmware_id"],
+        body,
+        name=name or None,
+        start_at=plan.parse_start(),
+        seed=plan.seed,
     )
     if json:
         output.print_json(done)
     else:
         print_summary(done)
         print_uncovered(done, plan.preset if plan.file is None else None)
+        print_waits(client.get_rollout(done["rollout_id"]))
 
 
 @app.command("plan")
@@ -259,6 +267,28 @@ def advance_rollout(
     )
 
 
+def _warn_before_start(client: "Client", firmware: "Json") -> None:
+    """Say on stderr what a rollout of this release probably is not meant to be."""
+    version = f"{firmware['device_type']}/{firmware['version']}"
+    if firmware["state"] == "testing":
+        output.print_markup(
+            "[yellow]{} is testing: only beacons on the channel beta get it. For all of them: "
+            "beacon-ota release promote {}[/]",
+            version,
+            version,
+            to=output.error_console,
+        )
+    for one in client.list_rollouts():
+        if one["firmware_id"] == firmware["firmware_id"] and one["status"] in _LIVE_STATUSES:
+            output.print_markup(
+                "[yellow]there is a rollout of {} already, {}: beacon-ota rollout show {}[/]",
+                version,
+                one["status"],
+                one["rollout_id"],
+                to=output.error_console,
+            )
+
+
 def _post_action(
     client: "Client",
     rollout_id: str,
@@ -316,7 +346,9 @@ def _find_rollout_id(client: "Client", beginning: str) -> str:
     if len(found) != 1:
         raise UsageError(
             "rollout_unknown" if not found else "rollout_ambiguous",
-            f"{len(found)} rollouts begin with {beginning!r}",
-            found=found or beginning,
+            f"the ids of {len(found)} rollouts begin with {beginning!r}: name more of it"
+            if found
+            else f"No rollout's id begins with {beginning!r}. `rollout list` shows them.",
+            found=found or None,
         )
     return found[0]

@@ -1,13 +1,15 @@
 """Tables and lines that show a rollout: one row of a list, its waves, a plan's timeline."""
 
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
 
 from beacon_ota.cli._support import unconfirmed
 from beacon_ota.cli._support.display import local_time
 from beacon_ota.console import output
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.console import Group, RenderableType
 
     from beacon_ota.client import Json
 
@@ -73,9 +75,62 @@ def build_view(found: "Json") -> "Group":
                 else "",
             )
     head = output.fill_markup("[bold]{}[/]  {}", found["name"], format_status(found))
+    parts: list[RenderableType] = [head]
     if found.get("unconfirmed"):
-        return Group(head, unconfirmed.describe_waiting(found["unconfirmed"]), table)
-    return Group(head, table)
+        parts.append(unconfirmed.describe_waiting(found["unconfirmed"]))
+    return Group(*parts, table, *map(output.literal_text, describe_waits(found)))
+
+
+_WAITS = {
+    "window": ("waits for its window", "wait for their window"),
+    "version": ("has not been heard yet", "have not been heard yet"),
+    "channel": (
+        "is on the channel stable, and the release is testing",
+        "are on the channel stable, and the release is testing",
+    ),
+    "retry": ("waits for its next attempt", "wait for their next attempt"),
+    "paused": ("waits, the rollout is paused", "wait, the rollout is paused"),
+    "busy": ("waits for others of its building", "wait for others of their building"),
+    "attempts": ("has failed too often", "have failed too often"),
+    "blamed": ("calls the release bad", "call the release bad"),
+    "quarantined": ("is quarantined", "are quarantined"),
+    "withdrawn": ("waits, the release is withdrawn", "wait, the release is withdrawn"),
+}
+
+
+def describe_waits(found: "Json", now: datetime | None = None) -> list[str]:
+    """Return a sentence for each group of beacons that a rollout keeps waiting."""
+    now = now or datetime.now(UTC)
+    told = []
+    for one in found.get("waits") or ():
+        single, many = _WAITS.get(one["reason"], (f"waits: {one['reason']}",) * 2)
+        text = f"{one['beacons']} {single if one['beacons'] == 1 else many}"
+        if one["at"]:
+            at = datetime.fromisoformat(one["at"])
+            verb = "opens" if one["reason"] == "window" else "at"
+            text += f", {verb} {_zone_time(at, one['zone'])} in {_format_span(at - now)}"
+        told.append(text)
+    return told
+
+
+def _zone_time(at: datetime, zone: str | None) -> str:
+    """Return the hour of a time on a zone's clock, with the zone's name."""
+    try:
+        return f"{at.astimezone(ZoneInfo(zone or 'UTC')):%H:%M} {zone or 'UTC'}"
+    except (ValueError, KeyError, OSError):  # a zone that is not known here
+        return f"{at.astimezone(UTC):%H:%M} UTC"
+
+
+def _format_span(span: timedelta) -> str:
+    minutes = max(0, -(-int(span.total_seconds()) // 60))
+    days, hours, minutes = minutes // 1440, minutes // 60 % 24, minutes % 60
+    parts = [f"{days} d" * (days > 0), f"{hours} h" * (hours > 0), f"{minutes} min" * (minutes > 0)]
+    return " ".join(filter(None, parts)) or "a moment"
+
+
+def print_waits(found: "Json") -> None:
+    for text in describe_waits(found):
+        output.print_markup("{}", text)
 
 
 def print_uncovered(found: "Json", preset: str | None = None) -> None:

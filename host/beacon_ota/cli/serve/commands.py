@@ -48,6 +48,7 @@ def serve_orchestrator(
 ) -> None:
     """Run the orchestrator until interrupted."""
     from beacon_ota.orchestrator.http.forwarded import parse_proxies
+    from beacon_ota.orchestrator.http.prefix import parse_prefix
     from beacon_ota.orchestrator.rollout.windows import parse_window
     from beacon_ota.orchestrator.server.listen import ListenOptions
     from beacon_ota.orchestrator.server.start import run_orchestrator
@@ -91,6 +92,7 @@ def serve_orchestrator(
             announce=listen.announced,
             token_file=token_file,
             proxies=parse_proxies(listen.forwarded_allow_ips),
+            path_prefix=parse_prefix(listen.path_prefix),
             time_scale=time_scale,
             on_ready=announce_start,
         ),

@@ -36,6 +36,15 @@ class AddressOptions(OptionGroup):
         ),
     ] = ""
 
+    path_prefix: Annotated[
+        str,
+        typer.Option(
+            metavar="PATH",
+            help="Path below which a proxy shows dashboard and API, e.g. /ota.",
+            show_default=False,
+        ),
+    ] = ""
+
     def check_tls(self) -> None:
         """Refuse half a TLS identity (UsageError ``tls_incomplete``)."""
         if (self.tls_cert is None) != (self.tls_key is None):

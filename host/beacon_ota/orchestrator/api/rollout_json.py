@@ -1,5 +1,6 @@
 """Serializes rollouts: state, waves, counts and transitions, and the timeline of a preview."""
 
+import asyncio
 import json
 from dataclasses import asdict
 
@@ -7,6 +8,7 @@ from sqlalchemy import Connection
 
 from beacon_ota.orchestrator.api import unconfirmed
 from beacon_ota.orchestrator.api.coverage import describe_uncovered
+from beacon_ota.orchestrator.api.waits import describe_waits
 from beacon_ota.orchestrator.clock import format_iso
 from beacon_ota.orchestrator.core.engine import Engine
 from beacon_ota.orchestrator.core.fleet_records import RolloutEntry
@@ -80,7 +82,8 @@ async def describe_rollout(
     Args:
         row: its row, for a listing. Without a row, the answer names the mirrors that have not
             confirmed a stop.
-        full: adds plan, transitions and the boards that the rollout does not cover.
+        full: adds plan, transitions, who waits for what, and the boards that the rollout does not
+            cover.
 
     Raises:
         Problem: 404 ``rollout_unknown``.
@@ -139,6 +142,9 @@ async def describe_rollout(
     if full:
         if entry is not None:
             public["not_covered"] = describe_uncovered(service.fleet, entry.rollout)
+            public["waits"] = await asyncio.to_thread(
+                describe_waits, service.fleet, rollout_id, now
+            )
         public["plan"] = _strip_plan_id(plan)
         public["transitions"] = [
             {**{k: v for k, v in one.items() if k != "rollout_id"}, "at": format_iso(one["at"])}

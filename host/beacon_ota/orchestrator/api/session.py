@@ -12,16 +12,19 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from beacon_ota.orchestrator.db.tables.sessions import SESSION_LIFETIME_S
+from beacon_ota.orchestrator.http.prefix import prefix_of
 from beacon_ota.orchestrator.http.problems import Problem
 
 CSRF_HEADER = "x-csrf-token"
 SAFE_METHODS = frozenset(("GET", "HEAD"))
 _PLAIN, _SECURE = "beacon_ota", "__Host-beacon_ota"
+_SECURE_BELOW = "__Secure-beacon_ota"  # below a path: __Host- would be the whole host's
 
 
 def secret_of(request: HTTPConnection) -> str | None:
     """Return the secret in the session cookie, None without one."""
-    found = request.cookies.get(_SECURE) or request.cookies.get(_PLAIN)
+    names = (_SECURE_BELOW if prefix_of(request.scope) else _SECURE, _PLAIN)
+    found = next(filter(None, map(request.cookies.get, names)), None)
     return found if found and len(found) <= 128 else None
 
 
@@ -66,22 +69,25 @@ def _host_of(origin: str) -> str | None:
 def set_session_cookie(response: Response, request: HTTPConnection, secret: str) -> None:
     """Set the session cookie."""
     secure = _over_tls(request)
+    prefix = prefix_of(request.scope)
+    name = (_SECURE_BELOW if prefix else _SECURE) if secure else _PLAIN
     response.set_cookie(
-        _SECURE if secure else _PLAIN,
+        name,
         secret,
         max_age=int(SESSION_LIFETIME_S),
-        path="/",
+        path=prefix or "/",
         secure=secure,
         httponly=True,
         samesite="strict",
     )
 
 
-def clear_session_cookie(response: Response) -> None:
+def clear_session_cookie(response: Response, request: HTTPConnection) -> None:
     """Remove the session cookie."""
-    for name in (_PLAIN, _SECURE):
+    prefix = prefix_of(request.scope)
+    for name in (_PLAIN, _SECURE_BELOW if prefix else _SECURE):
         response.delete_cookie(
-            name, path="/", secure=name == _SECURE, httponly=True, samesite="strict"
+            name, path=prefix or "/", secure=name != _PLAIN, httponly=True, samesite="strict"
         )
 
 

@@ -14,6 +14,7 @@ from beacon_ota.orchestrator.http.problems import Problem
 from beacon_ota.orchestrator.rollout.decide import decide
 from beacon_ota.orchestrator.rollout.polling import poll_delay
 from beacon_ota.orchestrator.rollout.types import Attempt, Decision, Result
+from beacon_ota.orchestrator.rollout.windows import utc_offset_min
 from beacon_ota.wire import versions
 from beacon_ota.wire.report import is_hex
 
@@ -71,6 +72,8 @@ async def answer_poll(
     window = ""
     if decision.not_before is not None and decision.not_after is not None:
         window = f'"not_before":{int(decision.not_before)},"not_after":{int(decision.not_after)},'
+    elif (offset := utc_offset_min(view.place_of(node).window.zone, now)) is not None:
+        window = f'"utc_off":{offset},'
     body = (
         f'{{"attempt_id":"{attempt.id}",'
         f'"download_url":"/firmwares/{attempt.firmware_id}/download?attempt={attempt.id}",'

@@ -12,6 +12,7 @@ from beacon_ota.orchestrator.api.access import authenticate_token
 from beacon_ota.orchestrator.api.dependencies import service_of
 from beacon_ota.orchestrator.dashboard.page_base import PAGE_HEADERS, Page, refusal_page, send_page
 from beacon_ota.orchestrator.db.tables import audit, sessions
+from beacon_ota.orchestrator.http.prefix import prefix_of
 from beacon_ota.orchestrator.http.problems import Problem
 
 
@@ -36,7 +37,7 @@ async def handle_login(request: Request) -> Response:
         audit.append(conn, now, actor.name, "session.begun", actor.id)
         return sessions.create(conn, actor.id, now)
 
-    answer = RedirectResponse(_own_path(there), 303, PAGE_HEADERS)
+    answer = RedirectResponse(prefix_of(request.scope) + _own_path(there), 303, PAGE_HEADERS)
     session.set_session_cookie(answer, request, await service.db.write(write_session))
     return answer
 
@@ -51,8 +52,8 @@ async def handle_logout(request: Request) -> Response:
         except Problem as error:
             return await send_page(request, None, partial(refusal_page, error))
         await service_of(request).db.write(sessions.remove, secret)
-    answer = RedirectResponse("/login", 303, PAGE_HEADERS)
-    session.clear_session_cookie(answer)
+    answer = RedirectResponse(prefix_of(request.scope) + "/login", 303, PAGE_HEADERS)
+    session.clear_session_cookie(answer, request)
     return answer
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import mimetypes
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -27,6 +28,7 @@ from beacon_ota.orchestrator.db.tables import Fields, events
 from beacon_ota.orchestrator.db.tables.tokens import ROLES, Actor
 from beacon_ota.orchestrator.http import problems
 from beacon_ota.orchestrator.http.background import BackgroundPool
+from beacon_ota.orchestrator.http.prefix import prefix_of
 from beacon_ota.orchestrator.http.problems import Problem
 
 T = TypeVar("T")
@@ -127,6 +129,7 @@ async def send_page(
     """Make and render a page in the dashboard's thread, and answer with it."""
     service = service_of(request)
     secret = session.secret_of(request)
+    prefix = prefix_of(request.scope)
     theme = request.cookies.get("theme", "")
     context: Fields = {
         "ask": ask,
@@ -138,6 +141,7 @@ async def send_page(
         "now": service.clock.now(),
         "scale": service.clock.scale,
         "path": request.url.path,
+        "prefix": prefix,
     }
 
     def render_page() -> tuple[str, int]:
@@ -147,10 +151,21 @@ async def send_page(
         except BeaconOtaError as error:
             page = refusal_page(error)
         values = {**context, **page.values, "title": page.title, "live": page.live}
-        return load_templates().get_template(page.template).render(values), page.status
+        text = load_templates().get_template(page.template).render(values)
+        return put_below(text, prefix), page.status
 
     text, status = await _RENDERING.run(request.is_disconnected, render_page)
     return Response(text, status, PAGE_HEADERS, "text/html")
+
+
+# An attribute of a page with an address on this server. What others have written is escaped, and
+# holds no quotation mark that could begin an attribute.
+_OWN_ADDRESS = re.compile(r'(\s(?:href|src|action|data-href|data-api)=")/(?!/)')
+
+
+def put_below(text: str, prefix: str) -> str:
+    """Return a page whose addresses begin with a prefix."""
+    return _OWN_ADDRESS.sub(rf"\g<1>{prefix}/", text) if prefix else text
 
 
 def refusal_page(error: BeaconOtaError) -> Page:
@@ -167,7 +182,7 @@ def _redirect_to_login(request: Request) -> Response:
     if request.url.query:
         there += "?" + request.url.query
     to = "/login" if there == "/" else "/login?next=" + quote(there, safe="/")
-    return RedirectResponse(to, 303, PAGE_HEADERS)
+    return RedirectResponse(prefix_of(request.scope) + to, 303, PAGE_HEADERS)
 
 
 async def serve_static(request: Request) -> Response:

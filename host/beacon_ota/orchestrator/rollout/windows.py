@@ -93,6 +93,11 @@ def load_zone(name: str) -> ZoneInfo:
     )
 
 
+def utc_offset_min(zone: str, at: float) -> int | None:
+    """Return the minutes of a zone's clock before UTC at a time, None for an unknown zone."""
+    return _offset(load_zone(zone), math.floor(at)) // 60 if is_known_zone(zone) else None
+
+
 def is_known_zone(zone: str) -> bool:
     """Tell whether this machine knows a zone; its files may be older than a database."""
     try:

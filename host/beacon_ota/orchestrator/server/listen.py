@@ -28,6 +28,7 @@ class ListenOptions:
     announce: bool = False
     token_file: Path | None = None
     proxies: tuple[Network, ...] = ()  # in front of us: they say who a request is from
+    path_prefix: str = ""  # below which the administrators' side is reached
     first_token: bool = True  # made here when there is no admin token that works
     time_scale: float = 1.0
     on_ready: Callable[[str, str | None], None] = field(default=lambda url, token: None)

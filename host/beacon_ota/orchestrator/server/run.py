@@ -20,6 +20,7 @@ from beacon_ota.orchestrator.http.body_limit import BodySizeLimitMiddleware
 from beacon_ota.orchestrator.http.connections import ConnectionTable, connection_capacity
 from beacon_ota.orchestrator.http.forwarded import ForwardedMiddleware
 from beacon_ota.orchestrator.http.head_method import HeadMethodMiddleware
+from beacon_ota.orchestrator.http.prefix import PrefixMiddleware
 from beacon_ota.orchestrator.http.protocol import BoundedHttpProtocol
 from beacon_ota.orchestrator.http.secure_headers import SecureHeadersMiddleware
 from beacon_ota.orchestrator.limits import LIMITS
@@ -127,11 +128,15 @@ async def run_service(
             app.state.previews.close()
 
         config = uvicorn.Config(
-            ForwardedMiddleware(
+            PrefixMiddleware(
+                listen.path_prefix,
                 listen.proxies,
-                BeaconApp(
-                    service,
-                    SecureHeadersMiddleware(HeadMethodMiddleware(BodySizeLimitMiddleware(app))),
+                ForwardedMiddleware(
+                    listen.proxies,
+                    BeaconApp(
+                        service,
+                        SecureHeadersMiddleware(HeadMethodMiddleware(BodySizeLimitMiddleware(app))),
+                    ),
                 ),
             ),
             http=partial(_make_protocol, table, certificate),  # type: ignore[arg-type]

@@ -15,7 +15,13 @@ THROTTLE = 800_000  # bytes per second that a C3 receives over WiFi
 
 @dataclass
 class AccessPoint:
-    """An access point. ``password`` empty means open; ``visible`` False hides it for good."""
+    """An access point. ``password`` empty means open; ``visible`` False hides it for good.
+
+    Args:
+        refusals: the driver's reasons for a wrong password, in turn: 15 or 204 (the handshake
+            times out), 202, 205, or 2 (the authentication expires), as access points differ.
+        missed: so many of the next attempts do not hear it.
+    """
 
     ssid: bytes
     password: bytes = b""
@@ -23,6 +29,8 @@ class AccessPoint:
     channel: int = 6
     rssi: int = -55
     visible: bool = True
+    refusals: tuple[int, ...] = (15,)
+    missed: int = 0
 
     def __post_init__(self) -> None:
         if not self.bssid:

@@ -1,8 +1,9 @@
 """The WiFi station of one beacon: the state machine behind ``network.WLAN``.
 
-Status codes and errors as in MicroPython's ``ports/esp32/network_wlan.c``; as there, the
-station retries a failed or lost connection until ``disconnect()``, and the reason of the last
-failure stays the status meanwhile.
+Status codes and errors as in MicroPython's ``ports/esp32/network_wlan.c``. As there, the station
+retries a failed or lost connection until ``disconnect()``, or as often as ``reconnects`` says. The
+reason of the last failure stays until the next one or a connection; while the station retries, most
+reasons are hidden behind CONNECTING.
 """
 
 import asyncio
@@ -15,7 +16,8 @@ from beacon_ota.virtual.net.network import GATEWAY, AccessPoint, Network
 from beacon_ota.virtual.process.channel import Operation, Value
 
 IDLE, CONNECTING, GOT_IP = 1000, 1001, 1010
-ASSOC_LEAVE, BEACON_TIMEOUT, NO_AP, AUTH_FAIL = 8, 200, 201, 202
+ASSOC_LEAVE, BEACON_TIMEOUT, NO_AP, AUTH_FAIL, CONNECTION_FAIL = 8, 200, 201, 202, 205
+_ALWAYS_SHOWN = (NO_AP, 210, 211, 212)  # also while the station retries
 
 NOT_STARTED = "Wifi Not Started"
 BUSY = "Wifi Internal State Error"
@@ -83,7 +85,9 @@ class WlanStation:
         self._credentials: tuple[bytes, bytes, bytes | None] | None = None
         self._connect_requested = False
         self._reason = 0
-        self._reconnects = 0
+        self._limit = 0  # failures until the station gives up; 0: never
+        self._failures = 0
+        self._refusals = 0
         self._settings: dict[str, Value] = {"pm": 1, "txpower": 80, "protocol": 7, "channel": 1}
         self._link.set_up(False)
         self._changed()
@@ -92,7 +96,7 @@ class WlanStation:
         """Break the connection, as when the access point falls silent."""
         if self.connected:
             self._set_disconnected(reason)
-            if self._connect_requested:
+            if self._connect_requested and not self._limit:
                 self._start_joining()
 
     def _set_disconnected(self, reason: int) -> None:
@@ -112,23 +116,30 @@ class WlanStation:
 
     async def _join_network(self) -> None:
         """Try to join until it succeeds, or as often as ``reconnects`` allows."""
-        tries = 0
         while True:
             await asyncio.sleep(self._clock.real_seconds(self._network.join_time))
             assert self._credentials is not None
             ssid, key, bssid = self._credentials
             found = self._network.find_access_point(ssid, bssid)
+            if found is not None and found.missed:
+                found.missed -= 1
+                found = None
             if found is not None and found.accepts(key):
                 self.access_point = found
                 self._reason = 0
                 self._link.set_up(True)
                 self._changed()
                 return
-            self._reason = NO_AP if found is None else AUTH_FAIL
+            if found is None:
+                self._reason = NO_AP
+            else:
+                self._reason = found.refusals[self._refusals % len(found.refusals)]
+                self._refusals += 1
             self._changed()
-            tries += 1
-            if self._reconnects and tries > self._reconnects:
-                return
+            if self._limit:
+                self._failures += 1
+                if self._failures >= self._limit:
+                    return
 
     def _set_active(self, interface: int, on: bool | None) -> bool:
         if on is not None and on != self.on[interface]:
@@ -143,12 +154,15 @@ class WlanStation:
     def _connect(self, ssid: bytes | None, key: bytes | None, bssid: bytes | None) -> None:
         if not any(self.on):
             raise OSError(NOT_STARTED)
+        if ssid is None:
+            self._failures = 0
         if self._connecting:
             raise OSError(BUSY if ssid is not None else AGAIN)
         if ssid is not None:
             if bssid is not None and len(bssid) != 6:
                 raise ValueError
             self._credentials = (ssid[:32], (key or b"")[:64], bssid)
+            self._failures = 0
         if self.connected:
             raise OSError(AGAIN)
         if self._credentials is None:
@@ -160,8 +174,10 @@ class WlanStation:
         self._connect_requested = False
         if not any(self.on):
             raise OSError(NOT_STARTED)
+        busy = self._connecting or self.connected
         self._stop_joining()
-        self._set_disconnected(ASSOC_LEAVE)
+        if busy:  # otherwise the driver has nothing to say, and the last reason stays
+            self._set_disconnected(ASSOC_LEAVE)
 
     def _get_status(self, interface: int, param: str | None) -> Value:
         if param == "rssi":
@@ -178,11 +194,13 @@ class WlanStation:
             return None
         if self.connected:
             return GOT_IP
-        if self._reason in (NO_AP, AUTH_FAIL):
+        if self._reason in _ALWAYS_SHOWN:
             return self._reason
+        if self._reason in (AUTH_FAIL, CONNECTION_FAIL):
+            return AUTH_FAIL
         if self._reason == ASSOC_LEAVE:
             return IDLE
-        if self._connect_requested:
+        if self._connect_requested and not (self._limit and self._failures >= self._limit):
             return CONNECTING
         return self._reason or IDLE
 
@@ -205,7 +223,7 @@ class WlanStation:
         if name in ("hostname", "dhcp_hostname"):
             return self.hostname
         if name == "reconnects":
-            return self._reconnects or -1
+            return self._limit - 1
         if name == "channel" and self.access_point is not None:
             return self.access_point.channel
         if name not in self._settings:
@@ -216,7 +234,7 @@ class WlanStation:
         if name in ("hostname", "dhcp_hostname"):
             self.hostname = str(value)
         elif name == "reconnects" and isinstance(value, int):
-            self._reconnects = 0 if value == -1 else value
+            self._limit = value + 1
         elif name == "mac" and isinstance(value, bytes):
             if len(value) != 6:
                 raise ValueError("invalid buffer length")

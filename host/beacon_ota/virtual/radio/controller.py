@@ -355,6 +355,18 @@ class SimulatedController(Controller):
             command.connection_interval_max, command.max_latency, command.supervision_timeout
         )
 
+    def on_hci_le_read_remote_features_command(
+        self, command: hci.HCI_LE_Read_Remote_Features_Command
+    ) -> None:
+        """Tell what the peer can do, which is what every radio here can do; Linux insists."""
+        if command.connection_handle not in self._links:
+            unknown = hci.HCI_ErrorCode.UNKNOWN_CONNECTION_IDENTIFIER_ERROR
+            self._send_hci_command_status(unknown, command.op_code)
+            return
+        self._send_hci_command_status(hci.HCI_COMMAND_STATUS_PENDING, command.op_code)
+        body = struct.pack("<BBHQ", 0x04, _OK, command.connection_handle, int(self.le_features))
+        self._send_to_host(bytes([hci.HCI_EVENT_PACKET, hci.HCI_LE_META_EVENT, len(body)]) + body)
+
     def on_hci_read_rssi_command(self, command: Any) -> hci.HCI_Read_RSSI_ReturnParameters:
         link = self._links.get(command.handle)
         unknown = hci.HCI_ErrorCode.UNKNOWN_CONNECTION_IDENTIFIER_ERROR

@@ -5,6 +5,7 @@ A selection is written `hci1` (an adapter by name), `room:PATH` (the socket of a
 """
 
 import os
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,12 +24,32 @@ class RadioSelection:
         scanner: arguments for ``BleakScanner``.
         client: arguments for ``BleakClient``.
         virtual: whether it is a simulated space.
+        adapter: the adapter that was named, "" for the default one.
     """
 
     name: str
     scanner: dict[str, Any] = field(default_factory=dict)
     client: dict[str, Any] = field(default_factory=dict)
     virtual: bool = False
+    adapter: str = ""
+
+    @property
+    def on_bluez(self) -> bool:
+        """Whether bleak talks to BlueZ."""
+        return not self.virtual and sys.platform == "linux"
+
+    @property
+    def remembers(self) -> bool:
+        """Whether reports are those of BlueZ or CoreBluetooth.
+
+        They may hold what a beacon has stopped to send, and a beacon that says the same all the
+        time may be reported once per scan.
+        """
+        return not self.virtual and sys.platform in ("linux", "darwin")
+
+
+# Windows remembers the services of a device, and those of an earlier release are wrong.
+_UNCACHED = {"winrt": {"use_cached_services": False}}
 
 
 def select_radio(choice: str | None = None) -> RadioSelection:
@@ -39,7 +60,7 @@ def select_radio(choice: str | None = None) -> RadioSelection:
     """
     text = (choice if choice is not None else os.environ.get(RADIO_VARIABLE, "")).strip()
     if not text:
-        return RadioSelection("default adapter")
+        return RadioSelection("the default adapter", client=dict(_UNCACHED))
     if text.startswith(SPACE_PREFIX):
         path = text.removeprefix(SPACE_PREFIX)
         if not path:
@@ -57,4 +78,4 @@ def select_radio(choice: str | None = None) -> RadioSelection:
             "radio_choice", "Not a radio.", found=text, expected="hci0, room:PATH or nothing"
         )
     adapter = {"bluez": {"adapter": text}}
-    return RadioSelection(text, scanner=adapter, client=adapter)
+    return RadioSelection(text, scanner=adapter, client=adapter | _UNCACHED, adapter=text)

@@ -7,6 +7,7 @@ const html = document.documentElement;
 const $ = (selector, root = document) => root.querySelector(selector);
 const $$ = (selector, root = document) => [...root.querySelectorAll(selector)];
 const csrf = $("meta[name=csrf]").content;
+const root = html.dataset.root; // the path below which a proxy shows the pages, mostly none
 
 // ---- times: in the reader's zone, by the orchestrator's clock ----
 
@@ -163,7 +164,7 @@ function show(state, text) {
 
 function follow() {
   if (stream || document.hidden) return;
-  stream = new EventSource(`/live?after=${last}`);
+  stream = new EventSource(`${root}/live?after=${last}`);
   stream.onopen = () => show("on", "live");
   stream.onmessage = (event) => {
     if (event.lastEventId) last = event.lastEventId;
@@ -198,7 +199,7 @@ function speak({ level, text, href }) {
   const said = document.createElement("p");
   said.className = `l-${level}`;
   const link = document.createElement("a");
-  link.href = href || "/activity";
+  link.href = root + (href || "/activity");
   link.textContent = text;
   said.append(link);
   const box = $("#says");
