@@ -1,4 +1,4 @@
-# Formats an exception for the journal.
+# Formats an exception for the journal, and names the failure of an attempt.
 
 import io
 import sys
@@ -11,3 +11,16 @@ def describe(error):
     lines = text.getvalue().strip().split("\n")
     where = lines[-2].strip() if len(lines) > 2 else ""
     return lines[-1] + " " + where.replace('File "', "").replace('", line ', ":")
+
+
+# Stage, code and detail of an exception that has ended an attempt.
+def classify(error):
+    from net.http import HttpError
+    from ota.slots import FlashError
+    from wire.refused import Refused
+
+    for kind, stage in ((Refused, "verify"), (FlashError, "flash"), (HttpError, "download")):
+        if isinstance(error, kind):
+            return stage, error.code, error.detail
+    sys.print_exception(error)
+    return "boot", "crash", describe(error)

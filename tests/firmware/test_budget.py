@@ -13,6 +13,7 @@ PAYLOAD = 96 * 1024  # bytes of compiled code
 IDLE = 92 * 1024  # bytes of heap
 IMPORT = re.compile(r"^ *from (wire|\.) import ([\w, ]+)$", re.M)
 NAMED = re.compile(r"^ *from (?:wire)?\.(\w+) import", re.M)
+USED = re.compile(r"use\(\"wire\.(\w+)\"")
 UPDATE = 24 * 1024  # bytes over idle, lazily imported code included
 
 
@@ -27,7 +28,8 @@ def test_an_image_holds_no_rules_that_only_the_host_applies():
     for text in texts.values():
         for _, names in IMPORT.findall(text.decode()):
             imported.update(f"wire/{name.strip()}.py" for name in names.split(","))
-        imported.update(f"wire/{name}.py" for name in NAMED.findall(text.decode()))
+        for pattern in (NAMED, USED):
+            imported.update(f"wire/{name}.py" for name in pattern.findall(text.decode()))
     rules = {name for name in texts if name.startswith("wire/")} - {"wire/__init__.py"}
     assert rules <= imported
     assert not imported & app_folder.HOST_ONLY

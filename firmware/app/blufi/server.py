@@ -8,7 +8,7 @@ import time
 
 from event import AutoResetEvent
 from micropython import const
-from modules import unload
+from modules import unload, use
 from wire import adverts
 
 _WRITE = const(0x0008)
@@ -146,11 +146,7 @@ class Server:
         for one, frames in self.queue:
             if one == link:
                 return frames
-        from blufi import queue
-
-        frames = queue.add(self, link, data, bool(self._reason))
-        queue = None
-        unload("blufi.queue")
+        frames = use("blufi.queue", "add", self, link, data, bool(self._reason))
         self._mark_contested()
         return frames
 

@@ -9,7 +9,7 @@ from hashlib import sha256
 
 from crypto.hmac import equal, hmac_sha256
 from micropython import const
-from modules import unload
+from modules import unload, use
 from wire import auth
 
 from net import clock, http
@@ -54,17 +54,13 @@ class Api:
         self._address_proven = False
         text = self._store.text("orch_url", DEFAULT)
         self._is_default = text == DEFAULT
-        from wire import url
-
         # Earlier releases took a path behind the host, and never used it.
         end = text.find("/", 8)
         try:
-            self._server = url.parse(text if end < 0 else text[:end])
+            self._server = use("wire.url", "parse", text if end < 0 else text[:end])
         except ValueError as error:
             self._server = None
             print("orch_url:", error)
-        url = None
-        unload("wire.url")
 
     # With False, an authentic answer ended badly, so its sender is doubtful: the name is looked up
     # again before the next request.

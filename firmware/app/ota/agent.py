@@ -3,17 +3,15 @@
 # attempt.
 
 import gc
-import sys
 import time
 
 import machine
 from event import AutoResetEvent
 from micropython import const
-from modules import unload, use
+from modules import call, unload, use
 from net import clock
 from net.api import Unsealed
 from net.http import HttpError
-from wire.refused import Refused
 
 from ota import report, schedule
 from ota.slots import FlashError
@@ -81,13 +79,10 @@ class Agent:
         beacon = self._beacon
         if not beacon.image_sha256:
             beacon.image_sha256 = await beacon.slots.digest()
-        from ota import boot_outcome
-
-        self._unsaved_record = await boot_outcome.resolve_boot_outcome(beacon, self._request_offer)
-        loaded = boot_outcome.MODULES
-        boot_outcome = None
-        unload(loaded)
-        loaded = None
+        self._unsaved_record = await call(
+            "ota.boot_outcome", "resolve_boot_outcome", beacon, self._request_offer
+        )
+        unload("ota.trial ota.denylist wire.versions ota.boot_slot ota.image")
         record = report.load_record(beacon.store)
         if record and record.get("status") in ("failed", "rolled_back"):
             self._count_failure()  # the pause after it also holds across a reset
@@ -200,41 +195,30 @@ class Agent:
     async def _install(self, offer):
         from ota import install
 
-        loaded = install.MODULES
         beacon = self._beacon
         attempt = install.Install(beacon, self._reporter, offer)
-        stage = None
+        failure = None
         try:
             await attempt.run()
         except install.AttemptCancelled:
             pass  # there is no failure to report
-        except Refused as error:
-            stage, code, detail = "verify", error.code, error.detail
-        except FlashError as error:
-            stage, code, detail = "flash", error.code, error.detail
-        except HttpError as error:
-            stage, code, detail = "download", error.code, error.detail
         except Exception as error:
-            sys.print_exception(error)
-            stage, code, detail = "boot", "crash", use("describe", "describe", error)
+            failure = use("describe", "classify", error)
             self._out_of_memory = isinstance(error, MemoryError)
-        if stage:
-            attempt.record["stage"] = stage
-            attempt.record["code"] = code
-            attempt.record["detail"] = report.attempt_detail(detail)
+        if failure:
             try:
-                attempt.save_status("failed")
+                attempt.save_failure(*failure)
             except FlashError as error:
                 self._unsaved_record = attempt.record  # reported from RAM
                 print("attempt:", error.detail)
-            beacon.journal.write(stage, code, detail)
+            beacon.journal.write(*failure)
             beacon.radio.show_failure()
         else:
             beacon.store.try_put("attempt", None)
             beacon.radio.set_progress(None)
         attempt = install = None
-        unload(loaded)
-        return not stage
+        unload("ota.decrypt crypto.ctr crypto.hkdf ota.boot_slot ota.install")
+        return not failure
 
     # Reports the end of an attempt until it is acknowledged; otherwise the boot and the journal,
     # once. The report comes before the poll, because a poll alone would be taken for the attempt's
@@ -278,13 +262,10 @@ class Agent:
 
 # The name of the field that breaks the contract of an offer, None for a valid offer.
 def _malformed_field(doc):
-    from wire import offer
-
     try:
-        offer.check_offer(doc)
-    except offer.OfferError as error:
+        use("wire.offer", "check_offer", doc)
+    except ValueError as error:  # an OfferError
         return error.field
     finally:
-        offer = None
-        unload("wire.offer wire.versions")
+        unload("wire.versions")
     return None

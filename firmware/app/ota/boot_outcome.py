@@ -4,7 +4,7 @@
 # * this release is on trial, and its health check has to be run;
 # * nothing new.
 #
-# trial.py makes the decisions; the modules in MODULES are unloaded afterwards.
+# trial.py makes the decisions; the agent unloads the modules afterwards.
 
 import asyncio
 import time
@@ -19,9 +19,6 @@ from net.http import HttpError
 from wire import versions
 
 from ota import denylist, report, schedule, trial
-
-# What is loaded for this, and not needed by an idle beacon.
-MODULES = "ota.boot_outcome ota.trial ota.denylist wire.versions ota.boot_slot ota.image"
 
 _LOOK = const(500)  # ms between two health checks of a release on trial
 _SOFT = const(5)

@@ -14,11 +14,11 @@ from micropython import const
 from modules import call
 from net.http import HttpError
 
+from ota.report import attempt_detail
 from ota.slots import FlashError
 
-# What is loaded to verify an offer, dependencies first, and what an attempt may leave behind.
+# What is loaded to verify an offer, dependencies first.
 _VERIFICATION = const("wire.versions wire.manifest crypto.pss ota.denylist ota.verify")
-MODULES = "ota.decrypt crypto.ctr crypto.hkdf ota.boot_slot ota.install"
 
 
 # The orchestrator has ended this attempt; there is nothing to report.
@@ -52,6 +52,14 @@ class Install:
             self._beacon.store.put("attempt", self.record)
         except OSError as error:
             raise FlashError("write", "nvs: %s" % error)
+
+    # As save_status(), for the end of an attempt that has failed.
+    def save_failure(self, stage, code, detail):
+        record = self.record
+        record["stage"] = stage
+        record["code"] = code
+        record["detail"] = attempt_detail(detail)
+        self.save_status("failed")
 
     # Ends in a reset into the new release, or raises the exception that says why not. Each step has
     # a module of its own, so that the longest one, the download, has the most memory.

@@ -5,7 +5,7 @@ import time
 
 import machine
 from micropython import const
-from modules import unload
+from modules import call
 
 _BOUNCE = const(50)  # ms
 _IDLE = const(1000)  # ms between checks, in case an edge was missed
@@ -57,8 +57,4 @@ class Button:
                 continue
             await asyncio.sleep_ms(_BOUNCE)
             if self.is_down():
-                from services import button_press
-
-                await button_press.run(self._beacon, self, early)
-                button_press = None
-                unload("services.button_press")
+                await call("services.button_press", "run", self._beacon, self, early)

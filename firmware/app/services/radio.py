@@ -10,7 +10,7 @@ import sys
 import time
 
 from micropython import const
-from modules import unload
+from modules import use
 from wire import adverts
 
 _CONNECT = const(1)
@@ -77,14 +77,11 @@ class Radio:
     # Turns Bluetooth on, before WiFi and before the heap grows.
     def start(self, cause):
         if self._allowed:
-            from services import activation
-
-            found = activation.start(self._store, self._journal, cause, self._irq)
+            args = self._store, self._journal, cause, self._irq
+            found = use("services.activation", "start", *args)
             if found:
                 self._ble, self.name = found
                 self._needed = True
-            activation = None
-            unload("services.activation")
 
     # This boot was good: the next power-on may try to turn Bluetooth on again.
     def record_good_boot(self):
