@@ -29,9 +29,11 @@ class Request:
 
     @property
     def kind(self) -> str:
-        """Return ``poll``, ``download`` or ``report``."""
+        """Return ``poll``, ``index``, ``download`` or ``report``."""
         if self.method == "POST":
             return "report"
+        if self.target.endswith("/blocks"):
+            return "index"
         return "poll" if self.target.startswith("/firmwares/latest/") else "download"
 
     @property
