@@ -32,7 +32,7 @@ class Request:
         """Return ``poll``, ``index``, ``download`` or ``report``."""
         if self.method == "POST":
             return "report"
-        if self.target.endswith("/blocks"):
+        if "/blocks?" in self.target:
             return "index"
         return "poll" if self.target.startswith("/firmwares/latest/") else "download"
 
