@@ -4,7 +4,7 @@ import io
 import sys
 
 
-# One line: the error, and the file and line at which it was raised.
+# One line: the error, and the module and line at which it was raised.
 def describe(error):
     text = io.StringIO()
     sys.print_exception(error, text)

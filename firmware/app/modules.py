@@ -27,18 +27,18 @@ def unload(names):
 
 
 # Loads a module for one call of a function.
-def use(name, function, *args):
-    __import__(name)
+def use(path, name, *args):
+    __import__(path)
     try:
-        return getattr(sys.modules[name], function)(*args)
+        return getattr(sys.modules[path], name)(*args)
     finally:
-        unload(name)
+        unload(path)
 
 
 # Loads modules for one call of an async function of the last one.
-async def call(names, function, *args):
+async def call(names, name, *args):
     await preload(names)
     try:
-        return await getattr(sys.modules[names.split()[-1]], function)(*args)
+        return await getattr(sys.modules[names.split()[-1]], name)(*args)
     finally:
         unload(names)

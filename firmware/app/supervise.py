@@ -41,7 +41,10 @@ class Supervisor:
                 why = "returned"
             except Exception as error:
                 sys.print_exception(error)
-                why = use("describe", "describe", error)
+                try:
+                    why = use("describe", "describe", error)
+                except MemoryError:
+                    why = "MemoryError"
             now = time.ticks_ms()
             self.deaths += 1
             self._journal.write("task", name, why)

@@ -83,7 +83,7 @@ async def ours(flash, address, size, waits=None):
     beacon = Beacon(address)
     download = Download(beacon, Attempt, {"size": size, "checksum": "ab"})
     download._begun = time.ticks_ms()
-    download._plan = bytes(size // SECTOR)  # nothing of it is in flash
+    download.plan = bytes(size // SECTOR)  # nothing of it is in flash
     writer = Writer(flash, [0, 0, 0])
     task = asyncio.create_task(other(waits)) if waits else None
     await download._stream(writer)

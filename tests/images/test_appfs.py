@@ -97,8 +97,8 @@ def test_the_interpreter_runs_it_with_line_numbers_and_without_asserts(tmp_path)
         check=False,
     )
     said = done.stdout + done.stderr
-    assert 'File "main.py", line 6, in run' in said
-    assert 'File "pkg/util.py", line 5, in fail' in said
+    assert 'File "main", line 6, in run' in said
+    assert 'File "pkg.util", line 5, in fail' in said
     assert "ValueError: here" in said
 
 

@@ -64,8 +64,8 @@ class Api:
 
     # With False, an authentic answer ended badly, so its sender is doubtful: the name is looked up
     # again before the next request.
-    def trust_address(self, proven):
-        self._address_proven = proven
+    def trust_address(self, valid):
+        self._address_proven = valid
 
     # Whether this beacon has the id and the key that a signature takes.
     def can_sign(self):

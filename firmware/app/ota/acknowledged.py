@@ -14,7 +14,7 @@ _REBOOTING = const(0xFF)
 
 
 # Ends in a reset into the release in `slot`, whose head is still missing there.
-async def boot_release(beacon, attempt, slot, head):
+async def finish(beacon, attempt, slot, head):
     attempt.save_status("verifying")
     await report_until_acknowledged(beacon, attempt, "verifying")
     # Traces of an earlier trial in otadata must not be taken for this attempt's.

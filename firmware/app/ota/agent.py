@@ -203,11 +203,16 @@ class Agent:
         except install.AttemptCancelled:
             pass  # there is no failure to report
         except Exception as error:
-            failure = use("describe", "classify", error)
             self._out_of_memory = isinstance(error, MemoryError)
+            # There may be no memory left for another module.
+            failure = "boot", "crash", "MemoryError"
+            if not self._out_of_memory:
+                failure = use("describe", "classify", error)
         if failure:
+            attempt.record["stage"], attempt.record["code"], detail = failure
+            attempt.record["detail"] = report.attempt_detail(detail)
             try:
-                attempt.save_failure(*failure)
+                attempt.save_status("failed")
             except FlashError as error:
                 self._unsaved_record = attempt.record  # reported from RAM
                 print("attempt:", error.detail)

@@ -18,7 +18,7 @@ _PROGRESS = const(10000)  # ms between progress reports
 
 
 # Returns what Download.run() returns.
-async def download_release(beacon, attempt, fields):
+async def run(beacon, attempt, fields):
     fetched = await Download(beacon, attempt, fields).run()
     beacon.measure_heap()
     return fetched
@@ -32,13 +32,13 @@ class Download:
         self._fields = fields
         self.size = fields["size"]
         self.digest = fields["checksum"]
-        self._plan = b""  # where the bytes of each sector come from (ota/plan.py)
+        self.plan = b""  # where the bytes of each sector come from (ota/plan.py)
         # In the attempt's record and so in every report: bytes fetched, sectors kept and written.
         attempt.record["cost"] = [0, 0, 0]
         self._budget = 1000 * beacon.store.policy("give_up_s")
         self._begun = 0
         self._reported = time.ticks_ms()
-        self._mark = 0  # bytes at which the next percent is reached
+        self.mark = 0  # bytes at which the next percent is reached
 
     # Returns the number of the slot and the image's head, which is not written yet: the rest of the
     # slot is the signed release, but does not boot. A slot whose flash fails is recorded and not
@@ -73,11 +73,11 @@ class Download:
 
             self.digest = encryption["ciphertext_sha256"]
             decrypt = opener.make_decrypter(fields, self.beacon.store.blob("fleet_key"))
-        self._plan = await call(
-            "ota.image ota.plan", "make_plan", self.beacon, self.attempt, fields, part
+        self.plan = await call(
+            "ota.image ota.plan", "prepare", self.beacon, self.attempt, fields, part
         )
         while True:
-            head = await self._fill(part, decrypt)
+            head = await self._try(part, decrypt)
             try:
                 await call(
                     "ota.image ota.bootable",
@@ -89,23 +89,23 @@ class Download:
                 )
                 return head
             except Refused as error:
-                if error.code != "checksum" or not self._drop_plan(error):
+                if error.code != "checksum" or not self._drop(error):
                     raise
                 head = None
 
     # Nothing of what is in flash is used any more: all of the release is downloaded. False when
     # that was so already.
-    def _drop_plan(self, error):
-        if not any(self._plan):
+    def _drop(self, error):
+        if not any(self.plan):
             return False
         self.beacon.journal.write("adapt", error.code, error.detail)
-        self._plan = bytearray(len(self._plan))
-        self._mark = 0
+        self.plan = bytearray(len(self.plan))
+        self.mark = 0
         return True
 
     # Fills the slot, all but the image's head, which is returned. After `give_up_s` (five minutes
     # by default) the download is given up.
-    async def _fill(self, part, decrypt):
+    async def _try(self, part, decrypt):
         beacon = self.beacon
         record = self.attempt.record
         from ota.writer import Writer
@@ -117,21 +117,21 @@ class Download:
             while writer.written < self.size:
                 before = writer.written
                 try:
-                    if self._plan[before // SECTOR]:
+                    if self.plan[before // SECTOR]:
                         slots = part, beacon.slots.running_app
-                        await call("ota.take", "take_sectors", self, self._plan, writer, slots)
+                        await call("ota.take", "take", self, writer, slots)
                     else:
                         await self._stream(writer)
                     fruitless = 0
                 except HttpError as error:
                     if error.status in (409, 410):
                         self.attempt.cancel()
-                    if error.status in (206, 416) and self._drop_plan(error):
+                    if error.status in (206, 416) and self._drop(error):
                         writer.restart()  # this server knows no ranges
                         continue
                     if writer.written > before:
                         fruitless = 0
-                    await call("ota.retry", "pause_after", error, self, fruitless)
+                    await call("ota.retry", "pause", error, self, fruitless)
                     fruitless += 1
         finally:
             record["bytes"] = writer.written
@@ -145,12 +145,12 @@ class Download:
         return self._budget - time.ticks_diff(time.ticks_ms(), self._begun)
 
     # Shows and reports how far the download is, and lets other tasks run.
-    async def end_turn(self, writer):
+    async def pause(self, writer):
         if self.ms_left() < 0:
             raise HttpError("timeout", "given up after %d s" % (self._budget // 1000))
-        if writer.written >= self._mark:
+        if writer.written >= self.mark:
             percent = 100 * writer.written // self.size
-            self._mark = ((percent + 1) * self.size + 99) // 100
+            self.mark = ((percent + 1) * self.size + 99) // 100
             self.beacon.radio.set_progress(percent)
             if time.ticks_diff(time.ticks_ms(), self._reported) > _PROGRESS:
                 self._reported = time.ticks_ms()
@@ -162,15 +162,15 @@ class Download:
     # the whole image instead; the writer then begins again. The work for each sector is written out
     # in the loop: one more call would make an update noticeably slower.
     async def _stream(self, writer):
-        plan = self._plan
+        plan = self.plan
         stop = writer.written // SECTOR
         while stop < len(plan) and not plan[stop]:
             stop += 1
         left = min(stop * SECTOR, self.size)
-        source = await call("ota.fetch", "open_range", self, writer.written, left)
+        source = await call("ota.fetch", "open", self, writer.written, left)
         try:
             if source.status == 200 and (writer.written or left < self.size):
-                self._drop_plan(HttpError("http", "no ranges"))
+                self._drop(HttpError("http", "the server does no ranges"))
                 writer.restart()
                 left = self.size
             left -= writer.written
@@ -190,8 +190,8 @@ class Download:
                         raise HttpError("truncated", "ended %d bytes early" % (left - got))
                 write(got)
                 left -= got
-                if since(ticks(), yielded) >= _TURN or writer.written >= self._mark:
-                    await self.end_turn(writer)
+                if since(ticks(), yielded) >= _TURN or writer.written >= self.mark:
+                    await self.pause(writer)
                     yielded = ticks()
         finally:
             source.close()

@@ -10,7 +10,7 @@ from net.http import HttpError
 # Requests the release's file from byte `first` up to `stop`. Returns the connection with an
 # authenticated answer: 206 with this range, or 200 with the whole file. The mac identifies the
 # file, not the ETag, which proxies weaken when they compress or change an answer.
-async def open_range(download, first, stop):
+async def open(download, first, stop):
     api = download.beacon.api
     digest = download.digest
     size = download.size

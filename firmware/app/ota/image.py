@@ -13,10 +13,12 @@ _SEGMENTS = const(16)
 _TURN = const(32768)  # bytes after which other tasks may run
 
 
-# The length of the core in a slot, 0 when there is no image.
-def core_length(part):
+# The length of the release image in a slot: to the end of the app filesystem behind the core, or
+# of the core when its app is frozen into it. With `core`, of the core alone. 0 when there is no
+# image.
+def image_length(part, core=False):
     size = part.info()[3]
-    head = bytearray(24)
+    head = bytearray(32)
     part.readblocks(0, head, 0)
     count, hashed = head[1], head[23]
     if head[0] != _MAGIC or count > _SEGMENTS:
@@ -27,23 +29,14 @@ def core_length(part):
         at += 8 + unpack_from("<I", head, 4)[0]
         if at > size - _SECTOR:
             return 0
-    core = (at + 16 & -16) + (32 if hashed else 0)
-    return core if core <= size else 0
-
-
-# The length of the release image in a slot: to the end of the app filesystem behind the core, or
-# of the core when its app is frozen into it. 0 when there is no image.
-def image_length(part):
-    size = part.info()[3]
-    core = core_length(part)
-    tail = (core + _SECTOR - 1) & -_SECTOR
-    if core and tail <= size - _SECTOR:
-        head = bytearray(32)
+    end = (at + 16 & -16) + (32 if hashed else 0)
+    tail = (end + _SECTOR - 1) & -_SECTOR
+    if not core and tail <= size - _SECTOR:
         part.readblocks(0, head, tail)
         block, blocks = unpack_from("<II", head, 24)
         if head[8:16] == b"littlefs" and 0 < block * blocks <= size - tail:
             return tail + block * blocks
-    return core
+    return end if end <= size else 0
 
 
 # SHA-256 in hex of a slot's release image, or of its first `length` bytes; "" when there is none.

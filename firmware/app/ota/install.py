@@ -14,7 +14,6 @@ from micropython import const
 from modules import call
 from net.http import HttpError
 
-from ota.report import attempt_detail
 from ota.slots import FlashError
 
 # What is loaded to verify an offer, dependencies first.
@@ -53,14 +52,6 @@ class Install:
         except OSError as error:
             raise FlashError("write", "nvs: %s" % error)
 
-    # As save_status(), for the end of an attempt that has failed.
-    def save_failure(self, stage, code, detail):
-        record = self.record
-        record["stage"] = stage
-        record["code"] = code
-        record["detail"] = attempt_detail(detail)
-        self.save_status("failed")
-
     # Ends in a reset into the new release, or raises the exception that says why not. Each step has
     # a module of its own, so that the longest one, the download, has the most memory.
     async def run(self):
@@ -74,12 +65,10 @@ class Install:
         offer.clear()  # callers still refer to it
         slot, head = await self._download(fields)
         self.record["bytes"] = fields["size"]
-        await call(
-            "ota.image ota.bootable ota.acknowledged", "boot_release", beacon, self, slot, head
-        )
+        await call("ota.image ota.bootable ota.acknowledged", "finish", beacon, self, slot, head)
 
     async def _download(self, fields):
-        return await call("ota.writer ota.download", "download_release", self._beacon, self, fields)
+        return await call("ota.writer ota.download", "run", self._beacon, self, fields)
 
     # -- reports
 

@@ -14,7 +14,7 @@ from hashlib import sha256
 from micropython import const
 from net.http import HttpError
 
-from ota.image import core_length
+from ota.image import image_length
 from ota.slots import SECTOR
 
 # Where the bytes of a sector are. Those that are nowhere (0) are downloaded.
@@ -30,15 +30,15 @@ _PATIENCE = const(15000)  # ms to wait for the index
 
 # Returns one byte for each sector of the release: 0, _TARGET or _RUNNING. `fields` are those of the
 # signed manifest, `part` is the slot that will be written.
-async def make_plan(beacon, attempt, fields, part):
+async def prepare(beacon, attempt, fields, part):
     size = fields["size"]
     plan = bytearray((size + SECTOR - 1) // SECTOR)
     running = beacon.slots.running_app
-    index = await _fetch_index(beacon, attempt, len(plan))
+    index = await _receive(beacon, attempt, len(plan))
     if index:
-        await _compare(index, plan, size, (part, running))
-    elif _runs(fields.get("core")):
-        for sector in range(min((core_length(running) + SECTOR - 1) // SECTOR, len(plan))):
+        await compare(index, plan, size, (part, running))
+    elif _is_current(fields.get("core")):
+        for sector in range(min((image_length(running, True) + SECTOR - 1) // SECTOR, len(plan))):
             plan[sector] = _RUNNING
     if fields.get("encryption"):
         plan[0] = 0  # its first byte, decrypted, tells a wrong key before flash is written
@@ -46,7 +46,7 @@ async def make_plan(beacon, attempt, fields, part):
 
 
 # Whether the running app says that it has the core with this SHA-256 under it.
-def _runs(core):
+def _is_current(core):
     try:
         with open("/app/app.json") as f:
             return json.load(f)["core_sha256"] == core
@@ -55,12 +55,13 @@ def _runs(core):
 
 
 # Returns the block index, None without a usable one.
-async def _fetch_index(beacon, attempt, sectors):
-    if sectors > _MAX_SECTORS:
+async def _receive(beacon, attempt, count):
+    if count > _MAX_SECTORS:
         return None
     api = beacon.api
-    index = bytearray(_HASH * sectors)
-    target = attempt.download_url.replace("/download", "/blocks")
+    index = bytearray(_HASH * count)
+    record = attempt.record
+    target = "/firmwares/%s/blocks?attempt=%s" % (record["firmware_id"], record["attempt_id"])
     status = 0
     try:
         deadline = time.ticks_add(time.ticks_ms(), _PATIENCE)
@@ -71,7 +72,7 @@ async def _fetch_index(beacon, attempt, sectors):
                 await connection.read_exactly(index)
                 # The index has the right length, too, if this is its hash.
                 api.check_mac(connection, hexlify(sha256(index).digest()).decode())
-                attempt.record["cost"][0] += len(index)
+                record["cost"][0] += len(index)
                 return index
         finally:
             connection.close()
@@ -85,7 +86,7 @@ async def _fetch_index(beacon, attempt, sectors):
 
 
 # Plans the sectors whose hash in one of the two slots is that of the index.
-async def _compare(index, plan, size, slots):
+async def compare(index, plan, size, slots):
     piece = bytearray(_PIECE)
     yielded = time.ticks_ms()
     for sector in range(len(plan)):

@@ -11,9 +11,9 @@ _QUIET = const(2)  # tries without progress before Bluetooth is paused
 
 
 # Pauses before the next try: from `backoff_ms` on, doubling (2 to 32 s by default). Raises an
-# HttpError when no other try is due. `fruitless` is the number of tries without progress before
+# HttpError when no other try is due. `retries` is the number of tries without progress before
 # this one.
-async def pause_after(error, download, fruitless):
+async def pause(error, download, retries):
     beacon = download.beacon
     status = error.status
     # 401, 408 and 429 refuse this request only: another one may be accepted.
@@ -21,7 +21,7 @@ async def pause_after(error, download, fruitless):
         raise error
     if not status:
         beacon.api.trust_address(False)
-    pause = schedule.retry_pause(fruitless, beacon.store.policy("backoff_ms"))
+    pause = schedule.retry_pause(retries, beacon.store.policy("backoff_ms"))
     if pause is None:
         raise error
     pause = max(pause, 1000 * min(error.retry or 0, 3600))
@@ -30,5 +30,5 @@ async def pause_after(error, download, fruitless):
     print("download:", error.code, error.detail)
     await asyncio.sleep_ms(pause)
     await beacon.wifi.wait_until_up(download.ms_left())
-    if fruitless + 1 >= _QUIET and error.code in ("stall", "truncated", "connect"):
+    if retries + 1 >= _QUIET and error.code in ("stall", "truncated", "connect"):
         beacon.radio.pause()

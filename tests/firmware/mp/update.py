@@ -42,11 +42,10 @@ def write(w, data):
         w.write(len(piece))
 
 
-# A writer for `part`; `cost` is counted in w.cost.
+# A writer for `part`.
 def begin(part, decrypt=None):
-    cost = [0, 0, 0]
-    w = writer.Writer(part, cost, decrypt)
-    w.part, w.cost = part, cost
+    w = writer.Writer(part, [0, 0, 0], decrypt)
+    w.part = part
     return w
 
 
