@@ -127,11 +127,16 @@ def fetch_core(
     try:
         with os.fdopen(handle, "wb") as out:
             try:
-                with requests.get(stock.url, stream=True, timeout=(_CONNECT_S, _STALL_S)) as answer:
+                with requests.get(url, stream=True, timeout=(_CONNECT_S, _STALL_S)) as answer:
                     answer.raise_for_status()
                     _copy_body(answer, out, stock, progress)
             except requests.RequestException as error:
-                raise ReachError("core_download", f"cannot fetch {stock.url}: {error}") from error
+                raise ReachError(
+                    "core_download",
+                    f"cannot fetch {url}: {_describe_failure(error)}",
+                    expected="an internet connection; or fetch the file elsewhere, and name it "
+                    f"with --core or {ENV}",
+                ) from error
             out.flush()
             os.fsync(out.fileno())
         os.replace(temporary, target)

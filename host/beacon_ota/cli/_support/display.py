@@ -32,6 +32,8 @@ def print_fields(fields: Mapping[str, object], title: str) -> None:
     width = max(map(len, fields), default=0)
     for name, value in fields.items():
         text = "–" if value is None or value == "" else value
+        if isinstance(value, bool):
+            text = "yes" if value else "no"
         output.print_markup("  {}  {}", name.ljust(width), text)
 
 
