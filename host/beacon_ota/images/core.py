@@ -146,6 +146,22 @@ def fetch_core(
     return target
 
 
+def _describe_failure(error: "requests.RequestException") -> str:
+    import requests
+
+    if error.response is not None:
+        return f"it answers {error.response.status_code} {error.response.reason}"
+    if isinstance(error, requests.exceptions.SSLError):
+        return "its certificate does not verify"
+    if isinstance(error, requests.Timeout):
+        return "no answer in time"
+    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+        return "the answer broke off"
+    if isinstance(error, requests.ConnectionError):
+        return "the server cannot be reached"
+    return str(error)
+
+
 def _copy_body(
     answer: "requests.Response", out: BinaryIO, stock: StockCore, progress: Progress | None
 ) -> None:

@@ -67,5 +67,7 @@ def print_listing(
 
     if watch:
         redraw_until(lambda: False, draw, every_s=every_s)
+    elif rows := list_rows():
+        output.console.print(output.build_table(rows, columns, optional=optional))
     else:
-        output.console.print(draw())
+        output.print_markup("none")
