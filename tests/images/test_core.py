@@ -109,7 +109,7 @@ def test_nobody_there(server, tmp_path):
     with pytest.raises(ReachError) as caught:
         core.fetch_core(closed, tmp_path)
     assert str(caught.value.message).endswith("core.bin: the server cannot be reached")
-    assert "--core" in caught.value.expected
+    assert "--core" in str(caught.value.expected)
     assert list(tmp_path.iterdir()) == []
 
 
