@@ -19,8 +19,8 @@ def run(capsys, monkeypatch, tmp_path):
     for name in ("BEACON_OTA_URL", "BEACON_OTA_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("BEACON_OTA_CONFIG", str(tmp_path / "configuration"))
-    monkeypatch.setattr(output.console, "width", 200)
-    monkeypatch.setattr(output.error_console, "width", 200)
+    monkeypatch.setattr(output.console, "_width", 200)
+    monkeypatch.setattr(output.error_console, "_width", 200)
 
     def call(*args):
         code = 0
@@ -140,7 +140,7 @@ def test_an_id_is_never_cut(call, local, monkeypatch):  # noqa: F811
     beacon_id = "a-beacon-whose-name-has-a-good-many-letters-in-it-0123456789abcd"
     local.admin().create_beacon(beacon_id, "esp32c3")
     for width in (40, 60, 90, 200):
-        monkeypatch.setattr(output.console, "width", width)
+        monkeypatch.setattr(output.console, "_width", width)
         code, out, _ = call("beacon", "list")
         assert code == 0 and "…" not in out
         folded = "".join(line.split("│")[1].strip() for line in out.splitlines() if "│" in line)

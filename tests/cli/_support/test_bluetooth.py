@@ -1,6 +1,7 @@
 """What a command does by radio: in one event loop, and ended when the adapter goes."""
 
 import asyncio
+import gc
 import sys
 
 import pytest
@@ -10,6 +11,13 @@ from beacon_ota.errors import ReachError
 from beacon_ota.virtual.bluez.daemon import VirtualBluez
 from beacon_ota.virtual.radio.selection import select_radio
 from beacon_ota.virtual.radio.space import RadioSpace
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left():
+    """Collect what bleak keeps of event loops that have ended, before another test has to."""
+    yield
+    gc.collect()
 
 
 async def give(value: object) -> object:

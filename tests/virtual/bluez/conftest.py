@@ -1,5 +1,6 @@
 """A radio space with BlueZ over it, and a beacon in it that a test drives."""
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -25,3 +26,10 @@ def bluez(space, monkeypatch) -> Iterator[VirtualBluez]:
 @pytest.fixture
 def beacon(space) -> Beacon:
     return Beacon(space).start().advertise()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left():
+    """Collect what bleak keeps of event loops that have ended, before another test has to."""
+    yield
+    gc.collect()
