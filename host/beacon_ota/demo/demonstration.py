@@ -13,7 +13,7 @@ from beacon_ota.demo.display import Display
 from beacon_ota.demo.fixtures import BOARD, ReleaseFixtures, SignedRelease
 from beacon_ota.demo.listener import BeaconListener
 from beacon_ota.demo.provisioning import JOBS, PATIENCE_S, provision_all
-from beacon_ota.demo.result import DemoResult, measure_attempt
+from beacon_ota.demo.result import DemoResult, describe_failures, measure_attempt
 from beacon_ota.errors import ReachError
 from beacon_ota.fleet.fleet import FleetMember, VirtualFleet
 from beacon_ota.orchestrator.server.subprocess import OrchestratorProcess
@@ -60,6 +60,9 @@ HEAP_POLLS = 3
 
 
 AT_ONCE = 3  # hotfixes in a building; more would time the machine
+
+
+_ENDS = ("completed", "halted", "aborted")
 
 
 class Demonstration:
@@ -220,7 +223,7 @@ class Demonstration:
         rollout = self._start_rollout(
             firmware, {"waves": waves, "ladder": LADDER, "gate": GATE}, GOOD
         )
-        self._follow_rollout(rollout, "completed", lambda: self._status == "completed")
+        self._follow_rollout(rollout, "completed")
         boot = self._probe.boots[-2]
         self.result.heap_update = boot.heap_peak - self.result.heap_idle
         self.result.updates = [measure_attempt(row) for row in self._client.list_attempts(rollout)]
@@ -251,7 +254,7 @@ class Demonstration:
         firmware = self._upload_release(made, "one line more in one module")
         plan = {"preset": "all-at-once", "gate": GATE, "concurrency": AT_ONCE}
         rollout = self._start_rollout(firmware, plan, made.version)
-        self._follow_rollout(rollout, "completed", lambda: self._status == "completed")
+        self._follow_rollout(rollout, "completed")
         found = [measure_attempt(row) for row in self._client.list_attempts(rollout)]
         self.result.hotfixes[made.version] = found
         display.add_line(
@@ -268,7 +271,7 @@ class Demonstration:
         # A small fleet has fewer canaries than the default limit of failures in a row.
         row = {"in_a_row": min(3, -(-self._count // 10))}
         rollout = self._start_rollout(firmware, {"ladder": LADDER, "gate": GATE | row}, BAD)
-        self._follow_rollout(rollout, "halted", lambda: self._status == "halted")
+        self._follow_rollout(rollout, "halted")
         display.add_line("[bold red]halted by itself[/]: {}", self._reason)
 
         def ended() -> bool:
@@ -315,8 +318,12 @@ class Demonstration:
         self._display.add_line(f"rollout of {version} started")
         return found["rollout_id"]
 
-    def _follow_rollout(self, rollout: str, wanted: str, ready: Callable[[], bool]) -> None:
-        """Update the display of a rollout until it has the expected status."""
+    def _follow_rollout(self, rollout: str, wanted: str) -> None:
+        """Update the display of a rollout until it has the expected status.
+
+        Raises:
+            ReachError: ``demo_stuck``: it came to another end, or to none, and why beacons failed.
+        """
         told: set[str] = set()
 
         def step() -> None:
@@ -327,15 +334,13 @@ class Demonstration:
                     self._show_transition(found, one)
 
         step()
-        while not self._display.wait_until(ready, PATIENCE_S, step):
-            detail = (self._display.rollout or {}).get("reason")
+        self._display.wait_until(lambda: self._status in _ENDS, PATIENCE_S, step)
+        if self._status != wanted:
             raise ReachError(
                 "demo_stuck",
-                f"the rollout did not become {wanted}",
-                found=f"{self._status}: {detail}",
+                f"the rollout is {self._status} ({self._reason}), and should be {wanted}",
+                found=describe_failures(self._client.list_attempts(rollout)),
             )
-        if self._status not in (wanted,):
-            raise ReachError("demo_stuck", f"the rollout is {self._status}: {self._reason}")
 
     def _show_transition(self, rollout: dict[str, Any], change: dict[str, Any]) -> None:
         wave, stage = change.get("wave"), change.get("stage")

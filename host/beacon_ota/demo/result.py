@@ -1,5 +1,6 @@
 """The measured result of a demonstration."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,3 +63,19 @@ def measure_attempt(row: dict[str, Any]) -> UpdateMeasure:
     return UpdateMeasure(
         (end - begin).total_seconds(), row["bytes_fetched"] or 0, row["sectors_written"] or 0
     )
+
+
+_NAMED = 3  # failures that are named
+
+
+def describe_failures(rows: Iterable[dict[str, Any]]) -> str:
+    """Return what the API's attempts of a rollout failed of: the first ones, and how many more."""
+    failed = [row for row in rows if row["result"] not in (None, "", "open", "success")]
+    texts = []
+    for row in failed[:_NAMED]:
+        why = "/".join(row[name] for name in ("stage", "code") if row.get(name))
+        detail = f": {row['detail']}" if row.get("detail") else ""
+        texts.append(f"{row['beacon_id']} {row['result']} {why}".rstrip() + detail)
+    if len(failed) > _NAMED:
+        texts.append(f"and {len(failed) - _NAMED} more")
+    return "; ".join(texts) or "no failed attempt"

@@ -216,7 +216,7 @@ def _not_found_error(
     if wanted and meant:
         return ReachError(
             "closed",
-            f"{meant[0].name} is in range, but cannot be provisioned: press its button shortly",
+            f"{meant[0].name} is in range, but cannot be provisioned: press its button briefly",
             found=meant[0].state,
         )
     who = f"{wanted} is not in range" if wanted else "no beacon in range can be provisioned"

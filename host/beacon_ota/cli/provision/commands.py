@@ -64,7 +64,8 @@ def scan_beacons(
     from beacon_ota.provision import scan
 
     opened = _open_radio(radio)
-    heard = run_with_radio(opened, scan.hear_beacons(opened, seconds))
+    with output.error_console.status(f"listening for {seconds:g} s …"):
+        heard = run_with_radio(opened, scan.hear_beacons(opened, seconds))
     found = heard.beacons()
     rows = [one.as_dict() for one in found if everybody or one.open]
     output.print_rows(rows, _SCAN_COLUMNS, as_json=json)
