@@ -1,1 +1,1 @@
-"""The state of the fleet in memory, and what moves it."""
+"""The state of the fleet in memory, and the engine that moves its rollouts."""

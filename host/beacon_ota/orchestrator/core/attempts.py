@@ -2,8 +2,8 @@
 
 1. An offer is in the fleet's state at once, so that its building's cap counts it, and durable
    before the beacon hears of it.
-2. The transaction compares what the decision was made upon with what is committed; when something
-   has changed, or the rollout was stopped meanwhile, the offer is withdrawn.
+2. The transaction compares the facts of the decision with the committed ones; when they differ,
+   or the rollout was stopped meanwhile, the offer is withdrawn.
 3. The first end of an attempt stays. An end that the database does not take is kept in memory
    (``unrecorded``), where the gates count it.
 """
@@ -30,7 +30,7 @@ class Attempts:
     """The attempts of a service's beacons.
 
     Args:
-        lease: of a mirror; None at a primary.
+        lease: a mirror's lease; None at a primary.
 
     Attributes:
         unrecorded: by attempt id, ends that beacons reported and the database did not take.
@@ -53,10 +53,10 @@ class Attempts:
         """Return the attempt of an offer; it is durable before the beacon hears of it.
 
         Args:
-            decision: made just now: nothing was awaited since.
+            decision: the decision; nothing may have been awaited since it was made.
 
         Returns:
-            None when it is to be decided again: what it was made upon has changed.
+            None when the facts of the decision have changed, and the caller must decide again.
         """
         if decision.attempt_id is not None and node.offering is None:
             return self._fleet.open_attempts[decision.attempt_id]
@@ -120,9 +120,9 @@ class Attempts:
         return attempt
 
     def within_lease(self, decision: Decision) -> Decision:
-        """Return a decision as this orchestrator may make it: without its primary, no new offer.
+        """Return a decision within the lease: a mirror whose lease is over makes no new offers.
 
-        What a beacon has begun is finished: it was handed out in time.
+        A beacon may finish an attempt that was offered in time.
         """
         if not decision.offered or self._lease is None or not self._lease.is_over():
             return decision
@@ -138,16 +138,16 @@ class Attempts:
         )
 
     def _withdraw_offer(self, attempt: Attempt, expired: Attempt | None) -> None:
-        """Forget an offer that was not committed; what it was to go on with stays as it was."""
+        """Discard an offer that was not committed; an attempt that it renewed stays as it was."""
         self._fleet.cancel_attempt(attempt)
         if expired is not None:
             self._fleet.put_attempt(expired)
 
     async def start_attempt(self, attempt: Attempt) -> bool:
-        """Record that a beacon has begun: the first download of an attempt.
+        """Record that a beacon has begun an attempt: its first download.
 
         Returns:
-            Whether it may: False when the attempt has ended, or was called off.
+            Whether the beacon may go on: False when the attempt has ended, or was called off.
         """
         now = self._clock.now()
         may, _row = await self._db.write(
@@ -178,7 +178,7 @@ class Attempts:
             self._announce_withheld(attempt)
 
     def _announce_withheld(self, attempt: Attempt) -> None:
-        """Tell of a beacon that is offered a release no more: for its failures, or its verdict."""
+        """Record an event if a beacon's failures, or its verdict, end the offers of a release."""
         node = self._fleet.beacons.get(attempt.beacon_id)
         if node is None:
             return
@@ -211,7 +211,7 @@ class Attempts:
         code: str | None = None,
         detail: str | None = None,
     ) -> None:
-        """End an attempt by what we concluded ourselves of how far it had come."""
+        """End an attempt with a result that the orchestrator concluded without a report."""
         version = self._fleet.releases[attempt.firmware_id].row["version"]
         attempt_id, upon, now = attempt.id, progress_of(attempt), self._clock.now()
         told: list[Fields] = []
@@ -315,8 +315,8 @@ def record_outcome_event(
     """Record the event of an attempt's end.
 
     Args:
-        version: of its release.
-        word: instead of its result.
+        version: the version of the attempt's release.
+        word: the name to use in place of the attempt's result.
     """
     data = {
         "beacon": row["beacon_id"],

@@ -18,7 +18,7 @@ NOTE_FILE = "audit-head"  # in the data folder: number and hash of an entry
 
 
 def note_restored(folder: Path) -> None:
-    """Note in a data folder what no audit log has: its database was put back (OSError)."""
+    """Note in a data folder that its database was restored, by an entry no log has (OSError)."""
     (folder / NOTE_FILE).write_text(f"{10**15 - 1} {'0' * 64}\n", "ascii")
 
 
@@ -30,7 +30,7 @@ class AuditHeadNote:
         self._noted = ""
 
     def is_database_older(self, conn: Connection) -> bool:
-        """Tell whether the database lacks what was noted: it is an older one, or another."""
+        """Tell whether the database lacks the noted entry, as an older copy or another one does."""
         try:
             with self._path.open("rb") as file:
                 noted = _LINE.fullmatch(file.read(128))

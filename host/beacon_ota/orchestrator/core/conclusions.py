@@ -33,7 +33,7 @@ _OTHER_BOARD = "its beacon is another board"
 
 
 class AttemptEnd(NamedTuple):
-    """What is concluded of an attempt."""
+    """The concluded end of an attempt."""
 
     result: Result
     upon: attempts.Progress
@@ -50,7 +50,7 @@ class AttemptConclusions(RolloutStore):
         self._presumed_lost: dict[str, set[str]] = {}  # by a halt in memory: attempt ids
 
     def _unrecorded_ends(self, entry: RolloutEntry) -> dict[str, Attempt]:
-        """Return what open attempts came to that the database has not taken, by attempt id."""
+        """Return the ends of attempts that the database has not taken, by attempt id."""
         now = self.service.clock.now()
         return {
             key: dataclasses.replace(attempt, result=result, ended_at=now)
@@ -60,7 +60,7 @@ class AttemptConclusions(RolloutStore):
         }
 
     def _find_silent(self, entry: RolloutEntry, now: float) -> dict[str, Attempt]:
-        """Return the attempts of beacons that were not heard at all for the gate's silence."""
+        """Return the attempts of beacons that have sent nothing for the gate's silence period."""
         view, since = self.service.fleet, self.service.listening_since
         mine = [one for key in entry.open_ids if not (one := view.open_attempts[key]).is_remote]
         found = {}
@@ -90,7 +90,7 @@ class AttemptConclusions(RolloutStore):
                     Result.STOPPED, progress_of(attempt), roaming.DETAIL_MOVED_ON
                 )
                 continue
-            # The report got lost, the beacon did not: it has polled from the new image since.
+            # Only the report was lost: the beacon has polled from the new image since.
             runs = (
                 node is not None
                 and not node.beacon.on_trial
@@ -133,8 +133,8 @@ class AttemptConclusions(RolloutStore):
     ) -> list[Attempt]:
         """Return the silent attempts about which no mirror can still have news to send.
 
-        A beacon may have gone on at its site's mirror while that is cut off. It is waited for as
-        long as a stage waits for anybody.
+        A beacon may have gone on at its site's mirror while the mirror is cut off. Such an attempt
+        stays open for as long as a stage waits for any beacon.
         """
         with contextlib.suppress(StorageError):  # nor can a mirror tell anything meanwhile
             self._sync_times = self.service.db.read_now(mirror_books.read_sync_times)
@@ -157,7 +157,7 @@ class AttemptConclusions(RolloutStore):
     async def _record_ends(
         self, entry: RolloutEntry, ends: "dict[str, AttemptEnd]", now: float
     ) -> None:
-        """Record what was concluded just now.
+        """Record the ends that were just concluded.
 
         Raises:
             UsageError: ``rollout_moved``.

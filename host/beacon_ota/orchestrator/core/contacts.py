@@ -21,7 +21,7 @@ class ContactLog:
         self._refused: dict[str, BeaconState] = {}
 
     def forget_beacon(self, beacon_id: str) -> None:
-        """Let go of a beacon that is not registered any more."""
+        """Drop the rows of a beacon that is not registered any more."""
         self.unflushed.pop(beacon_id, None)
         self._refused.pop(beacon_id, None)
 
@@ -35,10 +35,10 @@ class ContactLog:
         address: str,
         said_type: str = "",
     ) -> None:
-        """Note what a beacon said of itself; written with the next flush.
+        """Note what a beacon stated about itself; written with the next flush.
 
         Args:
-            said_type: the device type; "" where it says none.
+            said_type: the device type that the beacon states; "" when it states none.
         """
         facts = node.beacon
         node.beacon = Beacon(
@@ -67,7 +67,7 @@ class ContactLog:
         self._refused[node.beacon.id] = node
 
     def mark_claimed(self, beacon_id: str, now: float, code: str, address: str) -> None:
-        """Note a request in a beacon's name that nothing proves to be its own."""
+        """Note a request in a beacon's name that carries no proof of coming from the beacon."""
         node = self._beacons.get(beacon_id)
         if node is not None:
             count = min(1 if node.claim is None else node.claim.count + 1, _REFUSALS_MAX)

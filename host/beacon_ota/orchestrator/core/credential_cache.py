@@ -14,7 +14,7 @@ from beacon_ota.orchestrator.db.tables.tokens import Actor
 
 
 class CachedCredential(NamedTuple):
-    """A credential: whose it is, and until when."""
+    """A credential: its owner and its end of validity."""
 
     actor: Actor
     expires_at: float | None
@@ -30,15 +30,15 @@ class CredentialCache:
     def replace(
         self, tokens: dict[str, CachedCredential], sessions: dict[str, CachedCredential]
     ) -> None:
-        """Follow the database."""
+        """Replace the copy by what was read from the database."""
         self._tokens, self._sessions = tokens, sessions
 
     def find_token(self, secret: str, now: float) -> Actor | None:
-        """Return whose token this was when the database last answered; None: nobody's."""
+        """Return the owner of a token when the database last answered; None if it is unknown."""
         return _find(self._tokens, secret, now)
 
     def find_session(self, secret: str, now: float) -> Actor | None:
-        """Return whose session this was; None: nobody's."""
+        """Return the owner of a session when the database last answered; None if it is unknown."""
         return _find(self._sessions, secret, now)
 
 
@@ -52,7 +52,7 @@ def _find(known: dict[str, CachedCredential], secret: str, now: float) -> Actor 
 def read_credentials(
     conn: Connection,
 ) -> tuple[dict[str, CachedCredential], dict[str, CachedCredential]]:
-    """Read what is to be remembered: tokens that are good, and their sessions."""
+    """Read the credentials to copy: valid tokens, and their sessions."""
     t, s = tokens.c, sessions.c
     query = select(t.id, t.name, t.role, t.digest, t.expires_at).where(t.revoked_at.is_(None))
     by_id: dict[str, CachedCredential] = {}

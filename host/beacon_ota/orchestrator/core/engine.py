@@ -40,8 +40,8 @@ from beacon_ota.orchestrator.rollout.types import (
 T = TypeVar("T")
 log = logging.getLogger("beacon_ota.orchestrator")
 
-EVALUATION_INTERVAL_S = 30.0  # beacons come and go without anybody telling the engine
-AGAIN_S = 1.0  # of the wall clock, until a change that the database refused is tried again
+EVALUATION_INTERVAL_S = 30.0  # the engine is not notified of new and removed beacons
+AGAIN_S = 1.0  # until a change that the database refused is tried again, in real (unscaled) seconds
 MIN_ROUND_PAUSE_S = 0.2  # minimum pause between two evaluation rounds, in real (unscaled) seconds
 _CALLED_OFF = (Status.HALTED, Status.ABORTED)
 _BEGUN = (Status.SCHEDULED, Status.ACTIVE, Status.PAUSED)
@@ -56,7 +56,7 @@ class Engine(AttemptConclusions):
         self.clock_jumps = ClockJumpDetector()
         self._landed = 0.0  # UTC after the last leap ahead; soaks that are older begin anew
         self._failed = ""  # why the database last refused a move
-        self.rollout_lock = asyncio.Lock()  # from looking at a rollout to committing what follows
+        self.rollout_lock = asyncio.Lock()  # held from a decision to its commit
 
     def start(self) -> None:
         """Load the rollouts and begin to watch them."""
@@ -69,9 +69,9 @@ class Engine(AttemptConclusions):
         self.service.run_in_background(self._watch())
 
     def _hold_restored(self) -> None:
-        """Pause what a database from a backup hands out: it does not know what was halted since.
+        """Pause the rollouts of a database from a backup, which lacks all halts made since then.
 
-        In memory at once, before anybody is answered; what is committed follows.
+        The pause holds in memory at once, before any request is answered, and is committed later.
         """
         log.warning("the database is older than what was done with it; its rollouts are paused")
         why = "the database was restored; see what was done since its backup, and resume"
@@ -129,20 +129,20 @@ class Engine(AttemptConclusions):
             await self._evaluate_rollout(entry)
         except UsageError as error:
             if error.code != "rollout_moved":
-                raise  # else another process has done it
+                raise  # "rollout_moved": another process has moved it
 
     async def _evaluate_rollout(self, entry: RolloutEntry) -> None:
         now = self.service.clock.now()
         self._check_for_clock_jump(now)
         if self.stop_manager.is_pending(entry.rollout.plan.rollout_id):
-            return  # nothing is built upon what is not committed; it is stored by itself
+            return  # decide nothing on an uncommitted stop; it is stored separately
         try:
             if made := restart_soaks(entry.state, now, self._landed):
                 await self.commit_transitions(entry, made)
             if entry.open_ids:
                 await self._conclude_attempts(entry, now)
         except StorageError:
-            await self._halt_in_memory(entry)  # what would stop it does not wait for the database
+            await self._halt_in_memory(entry)  # a halt does not wait for the database
             raise
         if self._drop_if_over(entry) or entry.retired or entry.state.status is Status.ABORTED:
             return
@@ -163,10 +163,10 @@ class Engine(AttemptConclusions):
         entry.due = next_due_at(entry.rollout, entry.state, counts, now)
 
     async def _halt_in_memory(self, entry: RolloutEntry) -> None:
-        """Halt in memory what the gates would halt, by what is known here; nothing else moves.
+        """Halt a rollout in memory if its gates would halt it; make no other move.
 
-        For the time when the database takes nothing: what beacons reported meanwhile counts, and
-        who was silent for too long, although neither can be recorded.
+        Used while the database takes nothing: reports that arrive meanwhile count, and so do
+        beacons that were silent for too long, although neither can be recorded.
         """
         rollout_id = entry.rollout.plan.rollout_id
         if self.stop_manager.is_pending(rollout_id) or entry.retired:
@@ -181,11 +181,11 @@ class Engine(AttemptConclusions):
             await self.stop_manager.await_stored(rollout_id)
 
     def _is_own_halt(self, change: Transition) -> bool:
-        """Tell whether a change is a halt that is ours to make."""
+        """Tell whether a change is a halt that this orchestrator may make."""
         return change.kind is Kind.HALTED
 
     def _drop_if_over(self, entry: RolloutEntry) -> bool:
-        """Let go of a rollout that is over."""
+        """Drop a rollout that is over from memory."""
         rollout_id = entry.rollout.plan.rollout_id
         if entry.open_ids or not (entry.retired or entry.stored.status is Status.ABORTED):
             return False
@@ -213,12 +213,12 @@ class Engine(AttemptConclusions):
         """Count a rollout's beacons as they stand; from any thread.
 
         Args:
-            assumed: attempts as they are to be taken instead, by id.
+            assumed: by id, attempts to count in place of the recorded ones.
         """
         return self._with_fleet(count_outcomes, entry, now, assumed)
 
     def locate_beacons(self, entry: RolloutEntry, now: float) -> dict[str, tuple[int, int, str]]:
-        """Return who is behind the counts, by beacon id: wave, stage, count; from any thread."""
+        """Return for each counted beacon, by id, its wave, stage and count; from any thread."""
         return self._with_fleet(locate_beacons, entry, now)
 
     def _with_fleet(
@@ -261,12 +261,13 @@ class Engine(AttemptConclusions):
 
         Args:
             decide: returns the transitions for an entry at a time, or refuses.
-            tries: how often to decide when others keep moving it. Only what stops a rollout is
-                decided again: who resumes it, or opens a stage, has not seen what was done since.
+            tries: how often to decide again when other moves intervene. Only stops are decided
+                again: an administrator who resumes a rollout, or opens a stage, has not seen the
+                moves made since.
 
         Raises:
             UsageError: ``rollout_moved``, ``rollout_not_active``; what ``decide`` raises.
-            StorageError: ``stop_unstored``: it was stopped, and that is to be stored first.
+            StorageError: ``stop_unstored``: a stop of the rollout must be stored first.
         """
         if self.stop_manager.is_pending(rollout_id) and not await self.stop_manager.await_stored(
             rollout_id
@@ -278,7 +279,7 @@ class Engine(AttemptConclusions):
                 entry = self.service.fleet.rollouts.get(rollout_id)
                 if entry is None:
                     raise UsageError("rollout_not_active", "the rollout is over", expected="active")
-                if self.stop_manager.is_pending(rollout_id):  # since we waited
+                if self.stop_manager.is_pending(rollout_id):  # stopped while waiting
                     raise stop_unstored()
                 try:
                     await self.commit_transitions(entry, decide(entry, self.service.clock.now()))
@@ -290,11 +291,11 @@ class Engine(AttemptConclusions):
                     return
 
     def _is_superseded(self, entry: RolloutEntry) -> bool:
-        """Tell whether a completed rollout has nobody left to serve.
+        """Tell whether a completed rollout has no beacons left to serve.
 
-        A completed rollout serves those who come late, and those for whom a newer one stands aside.
-        Once several newer ones are complete, too, and are for everybody that it was for, it would
-        stay for nothing. Whatever is scheduled, active, paused or halted stays.
+        A completed rollout serves late beacons, and beacons to which a newer rollout offers
+        nothing. It is superseded once several newer rollouts that select all its beacons are
+        complete, too. A rollout that is scheduled, active, paused or halted is never superseded.
         """
         if entry.state.status is not Status.COMPLETED or entry.open_ids:
             return False
@@ -323,7 +324,7 @@ class Engine(AttemptConclusions):
         await self.stop_manager.halt_automatically(entry, (change,))
 
     async def _retire(self, entry: RolloutEntry, now: float) -> None:
-        """Let go of a rollout that has nobody left to serve: recorded, so that it stays over."""
+        """Retire a rollout that has no beacons left to serve; the record keeps it over for good."""
         detail = "newer rollouts serve everybody that it was for"
         await self.commit_transitions(
             entry, (Transition(now, Kind.RETIRED, None, None, "superseded", detail),)

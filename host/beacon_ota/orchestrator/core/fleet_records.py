@@ -1,4 +1,4 @@
-"""The records that the fleet's state is made of: a beacon, a release, a rollout in memory."""
+"""The records that make up the fleet's state: a beacon, a release, a rollout in memory."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,12 +15,13 @@ from beacon_ota.orchestrator.rollout.types import Attempt, Beacon, Result, Rollo
 
 @dataclass(frozen=True, slots=True)
 class UnprovenClaim:
-    """Requests in a beacon's name since it was last heard that nothing proves to be its own.
+    """Requests in a beacon's name, since it was last heard, without proof that it sent them.
 
-    Kept in memory only: strangers write nothing down.
+    Kept in memory only, so that strangers cannot fill the database.
 
     Attributes:
-        code, at, address: of the last one; count: how many were told.
+        code, at, address: the last such request's error code, time and sender.
+        count: the number of such requests.
     """
 
     code: str
@@ -45,12 +46,12 @@ class BeaconState:
     offering: Any = None  # the future of an offer that is being committed
     back_at: float | None = None  # first poll from the old image after it went to reboot
     progress: int | None = None
-    questioned_at: float | None = None  # when it was last told that it says it is another board
+    questioned_at: float | None = None  # last event that it states another type
     refused_code: str | None = None  # of its last authenticated request that was refused
     refused_at: float | None = None
     refusals: int = 0  # since its last poll that was answered
     refusal_told_at: float | None = None
-    claim: UnprovenClaim | None = None  # what came in its name, and could not be its own
+    claim: UnprovenClaim | None = None  # unproven requests in its name
 
 
 @dataclass(slots=True, eq=False)
@@ -58,7 +59,7 @@ class Release:
     """A stored release, with the part of its offer that is the same for everybody."""
 
     row: Fields
-    static: str  # JSON members, without the braces
+    static: str  # JSON members, without braces
 
     @property
     def state(self) -> str:
@@ -71,14 +72,14 @@ class RolloutEntry:
     """A rollout that may still hand out its release, and its attempts."""
 
     rollout: Rollout
-    state: RolloutState  # as it holds: what is committed, and what was stopped since
-    stored: RolloutState  # as it is committed
+    state: RolloutState  # the committed state with later stops applied
+    stored: RolloutState  # the committed state
     revision: int
     created_at: float
     attempts: dict[str, Attempt] = field(default_factory=dict)
     open_ids: set[str] = field(default_factory=set)
-    due: float | None = None  # when it wants to look again by itself
-    retired: bool = False  # it hands out nothing any more; what is under way comes to its end
+    due: float | None = None  # when its next evaluation is due
+    retired: bool = False  # makes no new offers; open attempts may end
 
 
 keep_from_writer(BeaconState, Release, RolloutEntry)

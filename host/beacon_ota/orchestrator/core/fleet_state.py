@@ -98,7 +98,7 @@ class FleetState:
                 refused_at=row["refused_at"],
                 refusals=row["refusals"] or 0,
             )
-            node.attempts = self._left.pop(row["id"], [])  # a name that was removed, and is back
+            node.attempts = self._left.pop(row["id"], [])  # a removed beacon was registered again
             self.beacons[row["id"]] = node
             for attempt in node.attempts:
                 if attempt.result is None:
@@ -107,7 +107,7 @@ class FleetState:
         if known.last_seen is None or known.last_seen <= (row["last_seen"] or 0.0):
             known.last_seen = row["last_seen"]
         else:
-            facts = replace(  # the row is older than what it said since
+            facts = replace(  # the row is older than the last poll
                 facts,
                 version=known.beacon.version,
                 image=known.beacon.image,
@@ -135,7 +135,7 @@ class FleetState:
             return
         self._left[beacon_id] = node.attempts
         for attempt in node.attempts:
-            self._vacate(attempt.id)  # nobody is waited for
+            self._vacate(attempt.id)  # it no longer counts in its building
         self.on_change()
 
     # ---- places ----
@@ -194,7 +194,7 @@ class FleetState:
         return entry
 
     def put_stops(self, stops: Stops) -> None:
-        """Take what is stopped and not stored yet, all of it."""
+        """Take all stops that are not stored yet."""
         self.stops = stops
         for key, entry in self.rollouts.items():
             entry.state = apply_stops(entry.stored, self.stops_of(key))
@@ -223,12 +223,12 @@ class FleetState:
         return entry is None or not decide.may_continue(entry.state.status, release.state, attempt)
 
     def basis_of(self, entry: RolloutEntry) -> Basis:
-        """Return what a decision about a rollout is made upon now."""
+        """Return the facts on which a decision about a rollout rests now."""
         release = self.releases[entry.rollout.plan.release.firmware_id]
         return Basis(entry.revision, entry.state.status.value, release.state)
 
     def retire_rollout(self, rollout_id: str) -> None:
-        """Have a rollout hand out nothing any more; it goes when nothing of it is under way."""
+        """Make a rollout offer nothing any more; it is dropped once it has no open attempts."""
         entry = self.rollouts.get(rollout_id)
         if entry is not None:
             entry.retired = True
@@ -239,8 +239,8 @@ class FleetState:
     def active_rollouts_for(self, facts: Beacon) -> list[decide.ActiveRollout]:
         """Return the rollouts that select a beacon, newest first.
 
-        One rollout per building is an ordinary fleet, and each beacon has to do with a few of them:
-        a poll does not ask all.
+        A fleet often has one rollout per building, and few of them select a given beacon. So a poll
+        reads a cached list of those few.
         """
         key = (facts.device_type, facts.site, facts.tags)
         lives = self._lives_by_place.get(key)
@@ -284,7 +284,7 @@ class FleetState:
         ]
 
     def drop_rollout(self, rollout_id: str) -> None:
-        """Let go of a rollout that hands out nothing any more."""
+        """Drop a rollout that offers nothing any more."""
         entry = self.rollouts.pop(rollout_id, None)
         if entry is None:
             return  # somebody else has, between two looks
@@ -302,10 +302,10 @@ class FleetState:
         self._forget_lives()
 
     def drop_rollouts(self) -> list[Attempt]:
-        """Let go of all rollouts and attempts, to read them again.
+        """Drop all rollouts and attempts, to read them again.
 
         Returns:
-            The offers that are being committed: what is read may not have them yet.
+            The offers that are being committed: the rows that are read may lack them.
         """
         unwritten = [
             attempt
@@ -331,7 +331,7 @@ class FleetState:
     def put_attempt(self, attempt: Attempt) -> None:
         """Take an attempt, new or changed. A settled one opens again only if it had expired.
 
-        It was offered again at another time then, by a clock that may have been set back.
+        Such an attempt was offered again at another time, by a clock that may have been set back.
         """
         entry = self.rollouts.get(attempt.rollout_id)
         if entry is not None:
@@ -378,12 +378,12 @@ class FleetState:
             self._busy[building] -= 1
 
     def close_attempt(self, attempt_id: str) -> None:
-        """An attempt is not under way any more."""
+        """Note that an attempt is not under way any more."""
         self.open_attempts.pop(attempt_id, None)
         self._vacate(attempt_id)
 
     def cancel_attempt(self, attempt: Attempt) -> None:
-        """Take back an offer that could not be committed: it never was."""
+        """Remove an offer that could not be committed, as if it had never been made."""
         self.close_attempt(attempt.id)
         if (entry := self.rollouts.get(attempt.rollout_id)) is not None:
             entry.attempts.pop(attempt.id, None)

@@ -9,7 +9,7 @@ from beacon_ota.orchestrator.rollout.types import Attempt, Result
 SILENT_AFTER_S = 3600.0
 REFUSED_AFTER = 2  # in a row: one alone may be an accident
 
-# The first that applies is the one: what keeps us from knowing comes before what we know.
+# The first label that applies is used: reasons for missing knowledge come before known facts.
 HEALTH_LABELS = {
     "quarantined": "withheld from updates by hand",
     "refused": "its polls are refused",
@@ -24,7 +24,7 @@ HEALTH_LABELS = {
 
 
 def health_label(node: BeaconState, releases: Mapping[str, Release], now: float) -> str:
-    """Return the word for a beacon."""
+    """Return the health label of a beacon."""
     facts = node.beacon
     if facts.quarantined:
         return "quarantined"
@@ -51,7 +51,7 @@ def _is_silent(node: BeaconState, now: float) -> bool:
 def unresolved_failure(
     node: BeaconState, attempts: tuple[Attempt, ...], releases: Mapping[str, Release]
 ) -> Attempt | None:
-    """Return the failure that a beacon has not got over; None when there is none."""
+    """Return a beacon's last outcome if it is a failure not resolved or cleared since; or None."""
     latest = None
     for one in attempts:
         if one.result in OUTCOMES and (latest is None or one.final_at > latest.final_at):

@@ -10,16 +10,16 @@ from beacon_ota.orchestrator.limits import LIMITS
 
 
 class EventHub:
-    """Followers, each with a bounded queue; whoever lags too far is told to begin again."""
+    """Followers, each with a bounded queue; a follower that lags too far must begin again."""
 
     def __init__(self) -> None:
-        # With the token that each came with; the oldest first.
+        # The token of each follower; the oldest follower first.
         self._followers: dict[asyncio.Queue[Fields | None], str] = {}
-        self.on_stored: Callable[[], object] = lambda: None  # there is one more to resume from
+        self.on_stored: Callable[[], object] = lambda: None  # an event was stored
         self._tell: Callable[[Fields], object] | None = None
 
     def check_capacity(self, token_id: str = "") -> None:
-        """Refuse one follower too many.
+        """Refuse a follower beyond the limits.
 
         Raises:
             ReachError: ``followers_of_token``, ``followers``.
@@ -34,10 +34,10 @@ class EventHub:
             raise ReachError("followers", "too many follow the events already")
 
     def subscribe(self, token_id: str = "") -> "asyncio.Queue[Fields | None] | None":
-        """Return a queue of events from now on; None in it means: you lost some, or it is over.
+        """Return a queue of events from now on; None in it: events were lost, or the stream ends.
 
-        When all places are taken, a token with several gives one of them to one with fewer.
-        None: there is no room any more.
+        When all places are taken, a token with several followers loses one of them to a token
+        with fewer. Return None when no place is left, or the token has its maximum.
         """
         if self._of(token_id) >= LIMITS.subscribers_per_token:
             return None
@@ -54,7 +54,7 @@ class EventHub:
         return sum(one == token_id for one in self._followers.values())
 
     def _crowding(self, token_id: str) -> "asyncio.Queue[Fields | None] | None":
-        """Return the oldest follower of the token with most, if that has two more than ours."""
+        """Return the oldest follower of the token with the most, if two more than this one's."""
         counts = Counter(self._followers.values())
         most, count = counts.most_common(1)[0]
         if count < counts[token_id] + 2:
@@ -84,7 +84,7 @@ class EventHub:
         self._tell = tell
 
     def publish(self, event: Fields) -> None:
-        """Hand an event that was committed to everybody."""
+        """Hand a committed event to all followers."""
         if self._tell is None:
             self.dispatch(event)
 
@@ -99,7 +99,7 @@ class EventHub:
                 queue.put_nowait(event)
 
     def broadcast_transient(self, at: float, kind: str, subject: str, data: Fields) -> None:
-        """Hand on something of the moment (progress): not stored, so without an id."""
+        """Hand on a transient event (progress), which is not stored and has no id."""
         if not self._followers and self._tell is None:
             return
         event = {"id": None, "at": at, "kind": kind, "subject": subject, "data": data}

@@ -55,11 +55,11 @@ _TABLE = 1 << 40  # the byte whose lock is for all slots
 
 
 class ReplayVerdict(Enum):
-    """What the guard says of a request with a right signature."""
+    """The guard's verdict on a request with a valid signature."""
 
     NEW = "new"  # and remembered from now on
     USED = "used"
-    SKEWED = "skewed"  # its time is off, or too old to know
+    SKEWED = "skewed"  # its time is off, or forgotten
 
 
 class ReplayGuard:
@@ -68,7 +68,7 @@ class ReplayGuard:
     Args:
         path: of the file; made when it is not there.
         now: UTC seconds.
-        fresh: nobody was accepted before: no beacon is registered yet.
+        fresh: no request was accepted before, as no beacon is registered yet.
         shared: several processes use it.
         boot: names the machine's present run; what was written in another may be incomplete.
 
@@ -93,7 +93,7 @@ class ReplayGuard:
         self._begin(hashlib.sha256((boot or _boot_id()).encode()).digest()[:16], now, fresh)
 
     def slot_for(self, beacon_id: str) -> "ReplaySlot":
-        """Return what is remembered of a beacon; its slot is made with its first request."""
+        """Return a beacon's slot; it is allocated with the beacon's first request."""
         return ReplaySlot(self, beacon_id)
 
     def reserve(self, now: float) -> None:
@@ -102,7 +102,7 @@ class ReplayGuard:
             self._reserve(int(now))
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         with self._thread:
             self._map.close()
             os.close(self._fd)
@@ -110,7 +110,7 @@ class ReplayGuard:
     # ---- the file ----
 
     def _begin(self, run: bytes, now: float, fresh: bool) -> None:
-        """Go on with what the file holds; what it may not know of counts as forgotten."""
+        """Load the file; times at which it may lack requests count as forgotten."""
         memory = self._map
         inode = os.fstat(self._fd).st_ino
         known = memory[: len(_MAGIC)] == _MAGIC
@@ -121,7 +121,7 @@ class ReplayGuard:
         lost = 0
         if known:
             lost = max(self._word(_WRITTEN), self._word(_RESERVED), self._word(_LOST))
-        if not same_file and not fresh:  # lost, or a copy: of what was accepted nothing is known
+        if not same_file and not fresh:  # lost, or a copy: the accepted requests are unknown
             lost = max(lost, int(now) - 1)
         _WORD.pack_into(memory, _LOST, min(max(lost, 0), _LAST))
         memory.flush()
@@ -146,7 +146,7 @@ class ReplayGuard:
                 self._map.flush(0, min(mmap.PAGESIZE, len(self._map)))
             except OSError as error:
                 raise _no_room(error) from None
-            _WORD.pack_into(self._map, _RESERVED, until)  # others go by it: not before it is safe
+            _WORD.pack_into(self._map, _RESERVED, until)  # last, as other processes rely on it
 
     def _find(self, digest: bytes) -> int:
         """Return where a beacon's slot begins; it is made when there is none."""
@@ -167,7 +167,7 @@ class ReplayGuard:
         self._extend(count + 1)
         if len(self._map) < _HEAD + _SLOT * (count + 1):
             return None
-        for index in range(self._seen, count):  # made by others
+        for index in range(self._seen, count):  # made by other processes
             begin = _HEAD + _SLOT * index
             self._known[self._map[begin : begin + 16]] = begin
         self._seen = count
@@ -181,7 +181,7 @@ class ReplayGuard:
         return at
 
     def _extend(self, slots: int) -> None:
-        """Have the file hold so many slots."""
+        """Extend the file to a number of slots."""
         if os.fstat(self._fd).st_size >= _HEAD + _SLOT * slots:
             return
         size = _HEAD + _SLOT * (slots + max(_GROW, slots // 4))
@@ -205,7 +205,7 @@ class ReplayGuard:
 
 
 class ReplaySlot:
-    """What is remembered of one beacon's requests."""
+    """The memory of one beacon's requests."""
 
     __slots__ = ("_at", "_digest", "_guard")
 
@@ -215,7 +215,7 @@ class ReplaySlot:
         self._at = 0
 
     def accept(self, nonce: str, ts: int, now: float) -> ReplayVerdict:
-        """Take a request with a right signature, once.
+        """Accept a request with a valid signature, once.
 
         Args:
             nonce: 16 hex digits; ts: when it says it was signed, UTC seconds.
@@ -268,11 +268,11 @@ class ReplaySlot:
         return second
 
     def _is_told(self, ts: int, now: float) -> bool:
-        """Tell whether it was signed at the later time that a refusal has told it.
+        """Tell whether a request was signed at the later time that a refusal has named.
 
-        What a beacon has used up itself, by asking and asking, carries it no further than a little
-        beyond every time that the clock has ever shown: after a reset of the machine all beacons
-        have to sign later than any of them did before.
+        A beacon that sends many requests uses up later and later times. The bound keeps them close
+        to the latest time that the clock has ever shown, because after a reset of the machine all
+        beacons must sign later than any of them did before.
         """
         later = self.time_to_sign(now)
         known = max(now, self._guard._word(_CLOCK), self._guard._word(_LOST))
@@ -299,7 +299,7 @@ class ReplaySlot:
         top = _WORD.unpack_from(memory, at + _TOP)[0]
         number = ts // _SLICE_S
         if number > top:
-            # What falls out is noted with all that lies before; only then is its place used anew.
+            # First note the slice that falls out, with all before it; then reuse its place.
             for old in range(max(top - _SLICES + 1, 0), min(number - _SLICES, top) + 1):
                 if memory[at + _MARKS + old % _SLICES // 8] >> old % 8 & 1:
                     self._widen(memory, old * _SLICE_S, (old + 1) * _SLICE_S - 1)
@@ -314,7 +314,7 @@ class ReplaySlot:
         memory[at + _MARKS + place // 8] |= 1 << place % 8
 
     def _widen(self, memory: mmap.mmap, first: int, last: int) -> None:
-        """Have what was forgotten before the marked hours reach over these seconds, too."""
+        """Extend the forgotten span before the marked hours to include these seconds."""
         low = _WORD.unpack_from(memory, self._at + _LOW)[0] or _LAST
         high = _WORD.unpack_from(memory, self._at + _HIGH)[0]
         _WORD.pack_into(memory, self._at + _HIGH, max(high, last))
@@ -345,7 +345,7 @@ def _no_room(error: OSError) -> ReachError:
 
 
 def _boot_id() -> str:
-    """Return what names the machine's present run; anew each time where it has no name."""
+    """Return an id of the machine's present run; a new one each time where the system has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text()
     except OSError:

@@ -34,7 +34,7 @@ def insert_rollout(conn: Connection, row: Fields) -> Fields:
 
 
 def rollout_moved() -> UsageError:
-    """Return the refusal to move a rollout that is not as it was when somebody decided so."""
+    """Return the refusal to move a rollout that has changed since the move was decided."""
     return UsageError(
         "rollout_moved", "the rollout has just been moved by somebody else; look again"
     )

@@ -54,7 +54,7 @@ class RolloutStore:
         self._wake = asyncio.Event()
 
     def wake(self) -> None:
-        """Look again soon: something has changed."""
+        """Evaluate the rollouts soon, as something has changed."""
         self._wake.set()
 
     def commit_transitions(
@@ -66,7 +66,7 @@ class RolloutStore:
             entry: the entry on which ``made`` was decided; nothing was awaited since.
 
         Raises:
-            UsageError: ``rollout_moved``: it was moved by somebody else meanwhile.
+            UsageError: ``rollout_moved``: the rollout was moved elsewhere meanwhile.
         """
         return self._commit_transitions(entry, entry.stored, entry.revision, made)
 
@@ -113,7 +113,7 @@ class RolloutStore:
     def stop_writer(
         self, rollout_id: str, changes: Sequence[Transition]
     ) -> tuple[Callable[[Connection], Any], Callable[[Any], None]]:
-        """Return what stores stops over whatever is committed, and what takes its result."""
+        """Return a function that stores stops on top of the committed state, and its callback."""
 
         def work(conn: Connection) -> tuple[Fields | None, list[Fields]]:
             row = rollouts.get(conn, rollout_id)
@@ -147,7 +147,7 @@ class RolloutStore:
             self.service.hub.publish(one)
 
     def _reload_moved(self, entry: RolloutEntry) -> UsageError:
-        """Read a rollout again that somebody else has moved; return what says so."""
+        """Read a rollout again that was moved elsewhere; return the error to raise."""
         self.service.db.read_now(self._reload, entry)
         self.wake()
         return rollout_moved()
@@ -157,7 +157,7 @@ class RolloutStore:
     ) -> RolloutEntry:
         """Store a rollout and begin to watch it."""
         view = self.service.fleet
-        before: list[Any] = []  # what came of this release in rollouts that are over
+        before: list[Any] = []  # attempts at this release in rollouts that are over
         if not view.has_rollout_of(row["firmware_id"]):
             before = await self.service.db.read(attempts.list_for_releases, [row["firmware_id"]])
 
@@ -232,7 +232,7 @@ class RolloutStore:
         """Update a rollout in memory from the database, never to an older revision.
 
         Args:
-            same: also to the revision that it has: a mirror's own halt leaves that as it is.
+            same: also update at an equal revision, as a mirror's own halt does not change it.
         """
         entry = self.service.fleet.rollouts.get(rollout_id)
         if entry is not None and revision + same > entry.revision:

@@ -70,7 +70,7 @@ class Service:
         self.clock = clock or Clock()
         settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.blobs = open_blob_store(settings.data, settings.images)
-        self.mirror: Any = None  # the exchange with a primary, where there is one
+        self.mirror: Any = None  # the exchange with the primary, at a mirror
         self.lease = Lease(settings.lease_s, self.clock) if settings.upstream else None
         self.worker = tables.new_id()
         self.shared = is_shared(settings.database or "sqlite")
@@ -78,7 +78,7 @@ class Service:
         self.db = Database(settings.database or sqlite_url(settings.data), worker=self.worker)
         self.hub = EventHub()
         self.counts = ServedCounts()
-        self.shared_counters: tuple[SharedCounters, int] | None = None  # with our place in it
+        self.shared_counters: tuple[SharedCounters, int] | None = None  # with this process's place
         self.started_at = self.clock.now()
         self.listening_since = self.started_at  # without interruption, as the clock has it
         self.audit_note = AuditHeadNote(settings.data)
@@ -86,7 +86,7 @@ class Service:
             self.audit_note.is_database_older
         )
         registered = self.db.read_now(beacons.count)
-        self._own_replays = replays is None  # else they are of several processes
+        self._own_replays = replays is None  # otherwise shared with other processes
         self.replays = replays or ReplayGuard(
             settings.data / REPLAYS_FILE, self.started_at, fresh=not registered
         )
@@ -97,7 +97,7 @@ class Service:
         self.credentials = CredentialCache()
         self._remembering: asyncio.Future[None] | None = None
         self.attempts = Attempts(self.fleet, self.stops, self.db, self.hub, self.clock, self.lease)
-        self.cut_off = False  # the database is away, and nobody leads
+        self.cut_off = False  # no database, hence no leader
         self.uploads = asyncio.Lock()  # from the check that a version is free to its row
         self._tasks: list[asyncio.Task[None]] = []
         self._synchronising = ThreadPoolExecutor(1, thread_name_prefix="replays")
@@ -132,7 +132,7 @@ class Service:
             self.stops.close()
 
     def sync_stops(self) -> None:
-        """Have the view hold what any worker has stopped, stored or not."""
+        """Apply the stops of all workers to the view, stored or not."""
         stops = self.stops.current()
         if stops is not self.fleet.stops:
             self.fleet.put_stops(stops)
@@ -143,9 +143,9 @@ class Service:
     async def _sweep(self) -> None:
         """Remove what a crash left over of uploads, and images that have long had no release.
 
-        An image without a release is mostly the sign of a database that is not the one that these
-        images belong to: a new one, or an older copy. So it stays for ``orphans.GRACE_S`` after it
-        was first found, and an empty database removes none.
+        An image without a release usually means that the database is not the one to which the
+        images belong, but a new one or an older copy. So the image stays for ``orphans.GRACE_S``
+        after it was first found, and an empty database removes none.
         """
         known = self.db.read_now(firmwares.list_blobs)
         others = self.shared or self.settings.images is not None
@@ -223,7 +223,7 @@ class Service:
     async def adopt_key(self, node: BeaconState, key: bytes) -> None:
         """Drop the keys older than the one the beacon used.
 
-        Another process may have noted it, seen a later one, or removed the beacon: that holds.
+        If another process has recorded this key or a later one, or removed the beacon, that holds.
         """
         beacon_id, now = node.beacon.id, self.clock.now()
 
@@ -269,32 +269,32 @@ class Service:
             self.share_counts()
 
     async def _note_audit(self) -> None:
-        """Note how far the audit log has come; not before what was restored is paused."""
+        """Note the newest audit entry; after a restore, only once the rollouts are paused."""
         if not self.restored:
             await self._guarded(self.db.read_for_beacon(self.audit_note.write))
 
     def refresh_credentials_soon(self) -> None:
-        """Somebody has shown a credential that is not remembered yet."""
+        """Read the credentials again soon, as a request has used one that is not in the cache."""
         if self._remembering is None or self._remembering.done():
             self._remembering = asyncio.ensure_future(self._guarded(self._remember()))
 
     async def _remember(self) -> None:
-        """Keep who may stop a rollout, for the time when the database cannot be asked."""
+        """Cache the credentials that may stop a rollout while the database does not answer."""
         self.credentials.replace(*await self.db.read(credential_cache.read_credentials))
 
     async def _reserve_replays(self) -> None:
-        """Synchronise ahead of time what would otherwise hold up a beacon's request."""
+        """Reserve replay time in advance, so that no beacon's request waits for the disk."""
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._synchronising, self.replays.reserve, self.clock.now())
 
     def share_counts(self) -> None:
-        """Show the other processes of this machine what we have served."""
+        """Share this process's counts with the other processes of this machine."""
         if self.shared_counters is not None:
             tallies, place = self.shared_counters
             tallies.write(place, self.counts.dump())
 
     def total_counts(self) -> ServedCounts:
-        """Return what all processes of this machine have served; of the others, a moment ago."""
+        """Return the counts of all processes of this machine; those of others are a moment old."""
         total = self.counts
         if self.shared_counters is not None:
             tallies, place = self.shared_counters
@@ -303,7 +303,7 @@ class Service:
         return total
 
     def resume_counts(self, tallies: SharedCounters, place: int) -> None:
-        """Go on from what the process in this place has counted."""
+        """Go on from the counts of the previous process in this place."""
         found = {**tallies.read(place), "reading": 0}
         self.counts = self.counts.add(found)
         self.shared_counters = (tallies, place)
@@ -319,14 +319,14 @@ class Service:
             await self._guarded(self.db.write(webhooks.prune_deliveries))
 
     async def _prune_beacons(self) -> None:
-        """Remove what is beyond the bounds, in pieces: whoever reports or halts waits for one."""
+        """Remove rows beyond the bounds, in pieces: a report or a halt waits for one at most."""
         while await self.db.write(beacons.prune_history, PRUNE_ROWS) == PRUNE_ROWS:
             pass
 
     async def _checking(self) -> None:
         """Read every image once, so that damage is found before a beacon asks for it.
 
-        What was damaged or missing may have been put back, under a database that was there first.
+        An image that was damaged or missing may have been put back after the database was restored.
         """
         for firmware_id in list(self.fleet.releases):
             await asyncio.sleep(0.05)
@@ -346,7 +346,7 @@ class Service:
                     await self._guarded(self._repaired(release))
 
     async def withdraw_damaged(self, release: Release, error: BlobDamaged) -> None:
-        """Withdraw a release whose bytes are not what they were."""
+        """Withdraw a release whose image is damaged."""
         firmware_id = release.row["id"]
         log.error("release %s is withdrawn: %s", firmware_id, error)
         await self.change_audited(
@@ -360,7 +360,7 @@ class Service:
         )
 
     async def _repaired(self, release: Release) -> None:
-        """Give a release back whose bytes are again what they were."""
+        """Restore a release whose image is intact again."""
         firmware_id = release.row["id"]
         log.warning("release %s is not damaged any more", firmware_id)
         self.blobs.evict(release.row["blob"])
@@ -375,7 +375,7 @@ class Service:
         )
 
     async def _guarded(self, work: Awaitable[object]) -> None:
-        """Wait for work of the background; a failure is logged, and tried again next time."""
+        """Await background work; a failure is logged, and the work is tried again next time."""
         try:
             await work
         except asyncio.CancelledError:

@@ -39,7 +39,7 @@ class ServedCounts:
     reading: int = 0  # downloads under way
 
     def dump(self) -> Fields:
-        """Return it as JSON has it."""
+        """Return the counts as JSON values."""
         found: Fields = {}
         for one in dataclasses.fields(self):
             value = getattr(self, one.name)
@@ -48,7 +48,7 @@ class ServedCounts:
         return found
 
     def add(self, found: Fields) -> "ServedCounts":
-        """Return the sum with what another process has dumped."""
+        """Return the sum with the dumped counts of another process."""
         total: Fields = {}
         for name, mine in self.dump().items():
             if isinstance(mine, dict):
@@ -64,11 +64,11 @@ class SharedCounters:
     def __init__(self, places: int):
         self._places = places
         self._file = _file_for_locks()
-        # Of no file: on a full disk, a page without a block would kill who writes it.
+        # Anonymous memory: with a file on a full disk, writing to the map would be fatal.
         self._map = mmap.mmap(-1, places * _SLOT)
 
     def write(self, place: int, counts: Fields) -> None:
-        """Write what a process has counted; a kill in between leaves what was there."""
+        """Write the counts of a process; a kill in between leaves the previous counts."""
         data = json.dumps(counts).encode()
         if len(data) > _HALF:
             return
@@ -79,7 +79,7 @@ class SharedCounters:
             _HEAD.pack_into(self._map, at, half, len(data))
 
     def read(self, place: int) -> Fields:
-        """Return what a process has counted."""
+        """Return the counts of a process."""
         with self._locked(place) as at:
             half, length = _HEAD.unpack_from(self._map, at)
             start = at + 8 + half * _HALF
@@ -87,7 +87,7 @@ class SharedCounters:
         return json.loads(data) if data else {}
 
     def read_others(self, place: int) -> list[Fields]:
-        """Return what all but one have counted."""
+        """Return the counts of all processes but one."""
         return [self.read(other) for other in range(self._places) if other != place]
 
     @contextmanager

@@ -29,8 +29,8 @@ from beacon_ota.orchestrator.rollout.types import Kind, RolloutState, Transition
 log = logging.getLogger("beacon_ota.orchestrator")
 
 STOPS_FILE = "stops"  # in the data folder; not part of a backup
-ALL_ROLLOUTS = "*"  # in place of a rollout's id: every one is halted
-PRIMARY = "primary"  # who stopped it, at a mirror: stored with all else that the primary gives
+ALL_ROLLOUTS = "*"  # in place of a rollout's id: all rollouts are halted
+PRIMARY = "primary"  # author of stops that a mirror received from its primary
 _HALF = 256 * 1024
 _PLACE = 2 * _HALF
 _HEAD = struct.Struct("<IIQ")  # CRC-32 of what follows it; length of the text; number
@@ -50,18 +50,18 @@ class StopBoard:
         self._path = folder / STOPS_FILE
         self._places = places
         self._place = 0
-        self._owns = places == 1  # nobody else writes to our place
+        self._owns = places == 1  # no other process writes to this place
         self._fd: int | None = None
         self._heads = -(-places * _TURN.size // mmap.PAGESIZE) * mmap.PAGESIZE
         self._map = mmap.mmap(-1, self._heads + places * _PLACE)
         self._number = 0
         self._mine: dict[str, tuple[Transition, ...]] = {}
-        self._noted = 0  # the number of what is in the file
-        self._in_file = False  # something is, of this place
+        self._noted = 0  # the number of the note in the file
+        self._in_file = False  # the file has stops of this place
         self._failing = False  # the last note could not be written
         self._noting = threading.Lock()
-        self._rows: dict[str, bytes] = {}  # as they are written
-        self._full = False  # there is no room for them: everything is halted
+        self._rows: dict[str, bytes] = {}  # the stops as JSON
+        self._full = False  # the stops do not fit, so all rollouts are halted
         self._seen: tuple[bytes, Stops] = (b"", {})
         left = self._reserve()
         if left:
@@ -74,9 +74,9 @@ class StopBoard:
     # ---- what holds ----
 
     def current(self) -> Stops:
-        """Return what is stopped and not stored yet, by rollout; the same object while it holds.
+        """Return the stops not stored yet, by rollout; the same object until they change.
 
-        From any thread, the database's writer included.
+        May be called from any thread, including the database's writer.
         """
         turns, found = self._seen
         now = self._map[: self._places * _TURN.size]
@@ -94,22 +94,22 @@ class StopBoard:
         return apply_stops(state, self.stops_of(rollout_id))
 
     def to_store(self) -> Stops:
-        """Return what this place has to store."""
+        """Return the stops that this place has to store."""
         return dict(self._mine)
 
     @property
     def survives_restart(self) -> bool:
-        """Whether a restart would know exactly what this place has to store."""
+        """Whether the file has exactly the stops that this place has to store."""
         return self._noted == self._number or not (self._mine or self._in_file)
 
     # ---- what changes ----
 
     def adopt_place(self, place: int) -> None:
-        """Be one of the workers; what the one before in this place had not stored is ours now."""
+        """Take a worker's place, and the stops that its predecessor there had not stored."""
         self._place, self._owns = place, True
         self._number, text = self._newest(self._map, self._heads + place * _PLACE) or (0, b"")
         self._mine, self._rows = dict(_parse(text)), {}
-        self._noted, self._in_file = -1, True  # nobody knows
+        self._noted, self._in_file = -1, True  # unknown
 
     def put(self, rollout_id: str, changes: Iterable[Transition]) -> None:
         """Stop a rollout, at once and at every worker."""
@@ -125,7 +125,7 @@ class StopBoard:
         self._write()
 
     def drop(self, rollout_id: str, changes: Iterable[Transition]) -> None:
-        """What was stored holds by itself from now on."""
+        """Remove stops that are stored, as the database has them now."""
         gone = [_bounded(change) for change in changes]
         left = tuple(one for one in self._mine.get(rollout_id, ()) if one not in gone)
         self._rows.pop(rollout_id, None)
@@ -136,14 +136,14 @@ class StopBoard:
         self._write()
 
     def encode(self) -> tuple[int, bytes]:
-        """Return what :meth:`write_note` is to write: number and text."""
+        """Return the argument for :meth:`write_note`: number and text."""
         return self._number, self._packed()
 
     def write_note(self, text: tuple[int, bytes]) -> bool:
         """Write this place's stops into the file; blocks until the disk has them, in any thread.
 
         Returns:
-            False when that cannot be done.
+            False when the file cannot be written.
         """
         number, packed = text
         with self._noting:
@@ -165,7 +165,7 @@ class StopBoard:
             return True
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
@@ -181,7 +181,7 @@ class StopBoard:
         _TURN.pack_into(self._map, self._place * _TURN.size, self._number)
 
     def _packed(self) -> bytes:
-        """Return this place's stops as they fit into half of it."""
+        """Return this place's stops as text that fits into half of the place."""
         self._full = False
         text = _text(self._mine, self._rows)
         if len(text) > _ROOM:
@@ -212,7 +212,7 @@ class StopBoard:
         return found
 
     def _newest(self, data: Any, at: int) -> tuple[int, bytes] | None:
-        """Return number and text of a place's newest whole half; None when there is none."""
+        """Return number and text of a place's newest complete half; None when there is none."""
         found = [_whole_half(data, start) for start in (at, at + _HALF)]
         whole = [half for half in found if half is not None]
         newest = max(whole, default=None)
@@ -246,7 +246,7 @@ class StopBoard:
         return found
 
     def _go_on(self, place: int, number: int) -> None:
-        """Have a place count on from what the file has: the newest note is the one that counts."""
+        """Continue a place's numbering from the file, as the note with the highest number wins."""
         if place < self._places and number:
             half = _half(number, b"")
             start = self._heads + place * _PLACE + number % 2 * _HALF
@@ -256,7 +256,7 @@ class StopBoard:
             self._number = self._noted = number
 
     def _clear_others(self) -> None:
-        """Empty the places of an earlier start, once ours holds what they did."""
+        """Empty the places of an earlier start, once this place holds their stops."""
         if self._fd is None or not self.survives_restart:
             return
         cleared = False
@@ -271,7 +271,7 @@ class StopBoard:
 
 
 def stops_of_rollout(stops: Stops, rollout_id: str) -> tuple[Transition, ...]:
-    """Return the stops of one rollout: its own, and then those of every one."""
+    """Return the stops of one rollout: its own, and then those of all rollouts."""
     return stops.get(rollout_id, ()) + stops.get(ALL_ROLLOUTS, ()) if stops else ()
 
 
@@ -317,7 +317,7 @@ def _text(stops: Stops, rows: dict[str, bytes] | None = None) -> bytes:
 
 
 def _parse(text: bytes) -> Iterator[tuple[str, tuple[Transition, ...]]]:
-    """Yield what a text holds; all is halted by one that has the right sum and makes no sense."""
+    """Yield the stops in a text; an unreadable text with a valid checksum halts all rollouts."""
     if not text:
         return
     try:

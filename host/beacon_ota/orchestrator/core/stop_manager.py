@@ -25,12 +25,12 @@ from beacon_ota.orchestrator.rollout.types import Kind, Transition
 log = logging.getLogger("beacon_ota.orchestrator")
 
 _LOOK_S = 0.05
-RETRY_INTERVAL_S = 1.0  # of the wall clock, between two tries to store what is stopped
+RETRY_INTERVAL_S = 1.0  # between two tries to store stops, in real (unscaled) seconds
 DecideTransitions = Callable[[RolloutEntry, float], Sequence[Transition]]
 
 
 class TransitionRecorder(Protocol):
-    """What records transitions in the database: the engine."""
+    """The interface that records transitions in the database; the engine implements it."""
 
     service: Service
 
@@ -43,16 +43,16 @@ class TransitionRecorder(Protocol):
     def stop_writer(
         self, rollout_id: str, changes: Sequence[Transition]
     ) -> tuple[Callable[[Connection], Any], Callable[[Any], None]]:
-        """Return what records stops over whatever is committed, and what puts that into memory."""
+        """Return a function that records stops on top of the committed state, and its callback."""
         ...
 
     def wake(self) -> None:
-        """Look at the rollouts again soon."""
+        """Evaluate the rollouts soon."""
         ...
 
 
 class StopManager:
-    """The stops of one worker, and what stores them."""
+    """The stops of one worker, and the task that stores them."""
 
     def __init__(self, engine: TransitionRecorder):
         self.engine, self.service = engine, engine.service
@@ -62,7 +62,7 @@ class StopManager:
         self._changed = asyncio.Event()  # something was stored
 
     def start(self) -> None:
-        """Go on storing what an earlier start, or an earlier worker in our place, left."""
+        """Store the stops left by an earlier start, or by an earlier worker in this place."""
         board = self.service.stops
         if ALL_ROLLOUTS in board.to_store():
             now = self.service.clock.now()
@@ -82,7 +82,7 @@ class StopManager:
         self.service.run_in_background(self._keep_noted())
 
     async def _keep_noted(self) -> None:
-        """Have the file say what is stopped and not stored, and nothing else."""
+        """Keep the file equal to the stops that are not stored yet."""
         board = self.service.stops
         try:
             while True:
@@ -106,13 +106,13 @@ class StopManager:
         return bool(self.service.fleet.stops_of(rollout_id))
 
     async def stop_by_hand(self, rollout_id: str, decide: DecideTransitions) -> bool:
-        """Stop a rollout by hand; it holds when this is called, not when it returns.
+        """Stop a rollout by hand; the stop holds from the call on, before this returns.
 
         Args:
             decide: returns the transitions for an entry at a time, or refuses.
 
         Returns:
-            Whether it is stored; else it is tried again until it is.
+            Whether the stop is stored; if not, storing it is tried again until it succeeds.
 
         Raises:
             UsageError: ``rollout_not_active``; what ``decide`` raises.
@@ -126,7 +126,7 @@ class StopManager:
         except UsageError:
             if not self.is_pending(rollout_id):
                 raise
-            made = ()  # said again: it is stopped, and stored as soon as that can be done
+            made = ()  # a repeated stop, which will be stored
         self.stop_in_memory(rollout_id, made)
         if await self.await_stored(rollout_id):
             return True
@@ -134,7 +134,7 @@ class StopManager:
         return False
 
     def _announce(self, rollout_id: str) -> None:
-        """Tell who follows: the event of the database comes when it is stored."""
+        """Send followers a transient event; the stored event follows with the commit."""
         data = {"rollout": rollout_id}
         self.service.hub.broadcast_transient(
             self.service.clock.now(), "rollout.unstored", rollout_id, data
@@ -147,17 +147,17 @@ class StopManager:
         self.service.sync_stops()
 
     async def await_stored(self, rollout_id: str) -> bool:
-        """Try to store what is stopped, for a while; then note it beside the database.
+        """Try for a while to store the stops; then write them into the file.
 
         Returns:
-            Whether it is stored.
+            Whether the stops are stored.
         """
         loop = asyncio.get_running_loop()
         if rollout_id in self.service.stops.to_store():
             tried = self._tries.setdefault(rollout_id, loop.create_future())
             self.store_in_background(rollout_id)
             await asyncio.wait((tried,), timeout=LIMITS.stop_patience)
-        else:  # another worker's, who stores it
+        else:  # another worker stores it
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LIMITS.stop_patience):
                     await self.wait_until_stored(rollout_id)
@@ -167,7 +167,7 @@ class StopManager:
         return stored
 
     def halt_release(self, firmware_id: str, by: str) -> int:
-        """Halt a release's rollouts in memory: it could not be deprecated. Returns how many."""
+        """Halt a release's rollouts in memory, as it could not be deprecated; return how many."""
         self.service.sync_stops()
         now = self.service.clock.now()
         change = Transition(
@@ -183,14 +183,14 @@ class StopManager:
         return len(halted)
 
     def stop_all_in_memory(self, rollout_ids: Sequence[str], change: Transition) -> None:
-        """Stop several rollouts in memory, and store that."""
+        """Stop several rollouts in memory, and store the stops in the background."""
         self.service.stops.put_all(rollout_ids, (change,))
         self.service.sync_stops()
         for key in rollout_ids:
             self.store_in_background(key)
 
     async def wait_until_stored(self, rollout_id: str) -> None:
-        """Wait until nothing of a rollout's stops is left to store; whichever worker does."""
+        """Wait until all stops of a rollout are stored, by any worker."""
         while self.is_pending(rollout_id):  # noqa: ASYNC110 - other processes set no event
             await asyncio.sleep(_LOOK_S)
 
@@ -198,8 +198,8 @@ class StopManager:
         """Halt a rollout whose gate has tripped, in memory first; the caller holds the lock.
 
         Raises:
-            UsageError: ``rollout_moved``: it was moved by somebody else; to be decided anew.
-            StorageError: it holds in memory, and is stored later.
+            UsageError: ``rollout_moved``: the rollout was moved elsewhere; decide again.
+            StorageError: the halt holds in memory, and is stored later.
         """
         rollout_id = entry.rollout.plan.rollout_id
         stops = [change for change in made if change.kind is Kind.HALTED]
@@ -236,7 +236,7 @@ class StopManager:
         return await asyncio.to_thread(board.write_note, board.encode())
 
     def store_in_background(self, rollout_id: str) -> None:
-        """Store what is stopped, from now on and until it is; at once, if that waits."""
+        """Try to store a rollout's stops now, and again until it succeeds, without waiting here."""
         self._kicks.setdefault(rollout_id, asyncio.Event()).set()
         task = self._storing.get(rollout_id)
         if task is None or task.done():
