@@ -147,7 +147,11 @@ def test_told_to_stop_while_it_starts(tmp_path, monkeypatch):
         await run.run_service(service, Engine(service), bind_socket(listen), listen)
 
     monkeypatch.setattr(run._UvicornServer, "startup", stop_at_once)
-    asyncio.run(main())
+    hangup = signal.getsignal(signal.SIGHUP)
+    try:
+        asyncio.run(main())
+    finally:
+        signal.signal(signal.SIGHUP, hangup)  # ignored by a server that has ended
     assert shown == []
 
 
