@@ -23,6 +23,9 @@ settings.load_profile(os.environ.get("BEACON_OTA_EXAMPLES", "same"))
 # Run in the background, we would hand an ignored Ctrl-C on to every process that is started here.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# Under nohup the same holds for a terminal that hangs up.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _given() -> Path | None:

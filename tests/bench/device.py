@@ -23,6 +23,7 @@ from beacon_ota.virtual.beacon import VirtualBeacon
 from beacon_ota.virtual.flash.nor import Flash
 from beacon_ota.virtual.net.network import AccessPoint, Network
 from tests import micropython
+from tests.bench.updates import measure_updates
 from tests.firmware import measure_crypto, measure_heap
 from tests.firmware.interpreter import Interpreter
 from tests.virtual import rig
@@ -153,7 +154,23 @@ def payload(_: bool) -> Iterator[Row]:
     yield Row("app, compiled", sum(map(len, files.values())) / 1024, "KB", 96, "room: 171.7")
 
 
-PARTS = (payload, loop, memory, heap, crypto)
+# What the design wants of each: KB fetched, sectors erased, seconds.
+WANTED = {"full": (None, None, None), "app": (120, 30, 4), "hotfix": (24, 6, 1.5)}
+NAMES = {"full": "full update", "app": "update of the app alone", "hotfix": "hotfix of one line"}
+
+
+def updates(_: bool) -> Iterator[Row]:
+    """Bytes, sectors and seconds of an update; the bare loop fetches and writes everything."""
+    for one in measure_updates():
+        name, wanted = NAMES[one.kind], WANTED[one.kind]
+        whole = f"bare loop: {one.size / 1024:,.0f}"
+        yield Row(f"{name}, fetched", one.fetched / 1024, "KB", wanted[0], whole)
+        whole = f"bare loop: {one.size // SECTOR}"
+        yield Row(f"{name}, erased", one.erased, "sectors", wanted[1], whole)
+        yield Row(f"{name}, to the reboot", one.seconds, "s", wanted[2])
+
+
+PARTS = (payload, loop, memory, heap, crypto, updates)
 
 
 def measure(*, quick: bool = False) -> list[Row]:

@@ -53,13 +53,26 @@ class Shelf:
     def __init__(self, core: Core, key: Key):
         self.core, self.key = core, key
         self.keys = KeySet.of([key.public]).to_json()
-        self._made: dict[tuple[str, str], Release] = {}
+        self._made: dict[tuple[str, str, bool], Release] = {}
 
-    def release(self, version: str = OLD, changes: Mapping[str, str] | None = None) -> Release:
-        """Return a signed release; ``changes`` are sources that stand in for the app's own."""
-        label = version, json.dumps(dict(changes or {}))
+    def release(
+        self,
+        version: str = OLD,
+        changes: Mapping[str, str] | None = None,
+        like: Release | None = None,
+    ) -> Release:
+        """Return a signed release.
+
+        Args:
+            changes: sources that stand in for the app's own.
+            like: the release whose layout is kept.
+        """
+        label = version, json.dumps(dict(changes or {})), like is not None
         if label not in self._made:
-            data = make(self.core.data, version, changes, keys=self.keys, insecure=False)
+            before = None if like is None else like.image
+            data = make(
+                self.core.data, version, changes, keys=self.keys, insecure=False, like=before
+            )
             self._made[label] = signed(data, self.key)
         return self._made[label]
 

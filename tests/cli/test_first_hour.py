@@ -19,8 +19,8 @@ def run(capsys, monkeypatch, tmp_path):
     for name in ("BEACON_OTA_URL", "BEACON_OTA_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("BEACON_OTA_CONFIG", str(tmp_path / "configuration"))
-    monkeypatch.setattr(output.console, "width", 200)
-    monkeypatch.setattr(output.error_console, "width", 200)
+    monkeypatch.setattr(output.console, "_width", 200)
+    monkeypatch.setattr(output.error_console, "_width", 200)
 
     def call(*args):
         code = 0
@@ -130,7 +130,7 @@ def test_what_waits_says_so(call, local, tmp_path):  # noqa: F811
 
 
 def test_times_name_their_zone(call, monkeypatch):
-    assert call("site", "add", "hq")[1].endswith("--tz names another clock: Europe/Berlin\n")
+    assert call("site", "add", "hq")[1].endswith("--tz names its own time zone: Europe/Berlin\n")
     assert "--tz" not in call("site", "add", "syd", "--tz", "Australia/Sydney")[1]
     monkeypatch.setenv("TZ", "UTC")
     assert " UTC " in call("site", "list")[1]
@@ -140,7 +140,7 @@ def test_an_id_is_never_cut(call, local, monkeypatch):  # noqa: F811
     beacon_id = "a-beacon-whose-name-has-a-good-many-letters-in-it-0123456789abcd"
     local.admin().create_beacon(beacon_id, "esp32c3")
     for width in (40, 60, 90, 200):
-        monkeypatch.setattr(output.console, "width", width)
+        monkeypatch.setattr(output.console, "_width", width)
         code, out, _ = call("beacon", "list")
         assert code == 0 and "…" not in out
         folded = "".join(line.split("│")[1].strip() for line in out.splitlines() if "│" in line)
@@ -194,3 +194,34 @@ def test_a_server_that_is_no_orchestrator(run):
         server.shutdown()
         thread.join()
     assert code == 3 and "not_an_orchestrator" in err
+
+
+def test_a_certificate_of_a_private_authority(run, tmp_path):
+    from tests.orchestrator.server.test_tls import certificate
+    from tests.orchestrator.world import Server
+
+    files = certificate(tmp_path, "own")
+    with Server(tmp_path / "data", f"--tls-cert={files[0]}", f"--tls-key={files[1]}") as server:
+        code, _, err = run("beacon", "list", "--url", server.url, "--token", "x")
+    assert code == 3 and "BEACON_OTA_CA" in err
+
+
+@pytest.mark.parametrize("what", ["beacon", "site", "release", "rollout", "token"])
+def test_a_list_of_nothing(call, what):
+    code, out, _ = call(what, "list")
+    assert code == 0
+    if what != "token":  # there is the administrator's
+        assert out.strip() == "none"
+
+
+@pytest.mark.parametrize(("what", "name"), [("beacon", "beacon-1122"), ("site", "nowhere")])
+def test_a_name_of_nothing(call, what, name):
+    verb = "show" if what == "beacon" else "remove"
+    code, _, err = call(what, verb, name, *(["--yes"] if verb == "remove" else []))
+    assert code == 1 and f"`beacon-ota {what} list`" in err
+
+
+def test_events_leave_out_what_is_not_given(call):
+    call("site", "add", "hq")
+    code, out, _ = call("events", "--latest", 1)
+    assert code == 0 and "path=hq" in out and "None" not in out

@@ -26,7 +26,7 @@ def run(server, tmp_path, monkeypatch, capsys):
     for name, value in environment(tmp_path, server).items():
         monkeypatch.setenv(name, value)
     for console in (output.console, output.error_console):
-        monkeypatch.setattr(console, "width", 300)
+        monkeypatch.setattr(console, "_width", 300)
     monkeypatch.setattr(unconfirmed, "WAIT_S", 0.6)
 
     def go(*args: str, code: int = 0) -> str:

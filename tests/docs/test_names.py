@@ -40,6 +40,7 @@ _ELSEWHERE = """
     Pin disconnect readinto rxbuf set_boot wait_for esp32_nvs.c
     characteristic.max_write_without_response_size cryptography ipaddress rich
     AWS_ACCESS_KEY_ID GOOGLE_APPLICATION_CREDENTIALS hci1 nohup
+    DBUS_SYSTEM_BUS_ADDRESS bluetoothd dbus_fast
     ConfirmationKeys HttpOnly LE_LL_WITH_PHDR MasseyWifi rule_files
 """
 ELSEWHERE = frozenset(_ELSEWHERE.split())

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from beacon_ota import paths
 from beacon_ota.images import (
     app_folder,
+    app_layout,
     appfs,
     boards,
     flash,
@@ -54,6 +55,7 @@ def make(
     device_type: str = "esp32c3",
     filler: int = 0,
     extra: Mapping[str, bytes] | None = None,
+    like: bytes | None = None,
 ) -> bytes:
     """Build a release of the app in the tree.
 
@@ -61,6 +63,7 @@ def make(
         changes: sources that are put in the place of the app's own.
         filler: bytes of a file that only takes room, different in every version.
         extra: further files.
+        like: an earlier release, whose layout is kept.
     """
     texts = {name: text.encode() for name, text in (changes or {}).items()}
     files = _compiled() | appfs.compile_sources(texts)
@@ -73,7 +76,10 @@ def make(
     if filler:
         block = hashlib.sha256(version.encode()).digest()
         files["filler"] = (block * (filler // 32 + 1))[:filler]
-    return release.join_core_and_app(core, appfs.pack_app(files))
+    earlier = None
+    if like is not None and (offset := release.parse_release(like).app_offset) is not None:
+        earlier = app_layout.read_earlier(like, offset)
+    return release.join_core_and_app(core, appfs.pack_app(files, earlier))
 
 
 def image(built: bytes, settings: Mapping[str, int | bytes], board: str = "esp32c3") -> bytes:

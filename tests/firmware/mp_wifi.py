@@ -16,6 +16,9 @@ class Driver:
     def active(self, _):
         pass
 
+    def config(self, **settings):
+        assert settings == {"reconnects": 0}
+
     def isconnected(self):
         return self.joined
 

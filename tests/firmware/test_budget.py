@@ -95,7 +95,15 @@ def test_an_image_holds_no_rules_that_only_the_host_applies():
 
 @pytest.mark.parametrize("signed", [True, False])
 def test_heap_of_an_update(small_core, signed):
-    idle, used = measure_heap.update(small_core, signed=signed)
-    print(f"idle {idle}, update {used} more")
-    assert 0 < idle < IDLE
-    assert 0 < used < UPDATE
+    """Whether one of three updates stays within its limits.
+
+    MicroPython's collector takes for a pointer whatever looks like one in a C stack. So a module
+    that was unloaded (8 KB, those that verify a release) is at times found to be in use as long as
+    the download lasts, in one run and not in the next. That only adds to a measurement.
+    """
+    for _ in range(3):
+        idle, used = measure_heap.update(small_core, signed=signed)
+        print(f"idle {idle}, update {used} more")
+        if 0 < idle < IDLE and 0 < used < UPDATE:
+            return
+    pytest.fail(f"idle {idle} of {IDLE} bytes, an update {used} of {UPDATE} more")

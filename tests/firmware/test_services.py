@@ -127,7 +127,8 @@ def test_what_the_driver_said_of_another_network(v1, monkeypatch):
         b.network.join_time = 8
         b.beacon.power_on()
         b.wait(lambda: b.polled("1.0.0"))
-        assert asked == [b"gone", SSID.encode()]
+        # Without a name the driver is asked whether its attempt is over.
+        assert [one for one in asked if one is not None] == [b"gone", SSID.encode()]
 
 
 def test_bluetooth_that_worked_once_has_to_work(v1, v2):

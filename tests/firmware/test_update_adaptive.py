@@ -2,6 +2,7 @@
 that is there is not what it seems to be: one whole download, in the same attempt."""
 
 import hashlib
+from typing import Any
 
 import pytest
 
@@ -277,7 +278,7 @@ def test_a_power_cut_costs_what_was_not_written(old, new, key, index):
         assert not adapted(b)
 
 
-def _cut_when_written(b, address: int):
+def _cut_when_written(b, address: int) -> Any:
     """Cut the power when a sector has been written."""
 
     class Cut:

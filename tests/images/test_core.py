@@ -98,10 +98,18 @@ def test_a_bad_download_does_not_replace_a_good_file(server, tmp_path):
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [DATA]
 
 
+def test_another_server_is_asked(server, tmp_path):
+    absent = replace(stock(server), url="http://127.0.0.1:1/core.bin")
+    file = core.fetch_core(absent, tmp_path, url=stock(server).url)
+    assert file.read_bytes() == DATA and server.hits == 1
+
+
 def test_nobody_there(server, tmp_path):
     closed = replace(stock(server), url="http://127.0.0.1:1/core.bin")
-    with pytest.raises(ReachError):
+    with pytest.raises(ReachError) as caught:
         core.fetch_core(closed, tmp_path)
+    assert str(caught.value.message).endswith("core.bin: the server cannot be reached")
+    assert "--core" in str(caught.value.expected)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -19,8 +19,8 @@ def run(server, tmp_path, monkeypatch, capsys):
     """Run a command against the server; returns its output, checks its exit code."""
     for name, value in environment(tmp_path, server).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(output.console, "width", 200)
-    monkeypatch.setattr(output.error_console, "width", 200)
+    monkeypatch.setattr(output.console, "_width", 200)
+    monkeypatch.setattr(output.error_console, "_width", 200)
 
     def go(*args: str, code: int = 0) -> str:
         with pytest.raises(SystemExit) as done:

@@ -27,8 +27,8 @@ def go(server, tmp_path, monkeypatch, capsys):
     """Run a command; returns its output, checks its exit code."""
     for name, value in environment(tmp_path, server).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(output.console, "width", 200)
-    monkeypatch.setattr(output.error_console, "width", 200)
+    monkeypatch.setattr(output.console, "_width", 200)  # its property would be left set
+    monkeypatch.setattr(output.error_console, "_width", 200)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pin").write_text(PIN + "\n")
     (tmp_path / "wifi").write_text(PASSWORD)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import fcntl
+import gc
 import json
 import os
 import pty
@@ -31,6 +32,13 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="BlueZ is Linux'
 OTHER = bytes.fromhex("7cdfa1001122")
 WAIT = 60.0
 FIRST = ("provision", "wifi", "--beacon", NAME, "--pin-file", "pin", *WIFI)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left():
+    """Collect what bleak keeps of event loops that have ended, before another test has to."""
+    yield
+    gc.collect()
 
 
 def until(condition, what: str = "") -> None:

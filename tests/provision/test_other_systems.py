@@ -8,7 +8,10 @@ import json
 
 import pytest
 from bleak.backends.device import BLEDevice
+from bleak.exc import BleakBluetoothNotAvailableError
+from bleak.exc import BleakBluetoothNotAvailableReason as Reason
 
+from beacon_ota.cli import main
 from beacon_ota.errors import ReachError
 from beacon_ota.provision import flow, scan
 from beacon_ota.provision.desired_config import DesiredConfig
@@ -16,6 +19,7 @@ from beacon_ota.provision.radio_errors import bluetooth_error
 from beacon_ota.virtual.radio import selection
 from beacon_ota.virtual.radio.client import SpaceClient, SpaceScanner
 from beacon_ota.virtual.radio.selection import RadioSelection, select_radio
+from beacon_ota.virtual.radio.space import RadioSpace
 from tests.provision import scene as scenes
 from tests.provision.commands import WIFI, near
 from tests.provision.scene import NAME, PIN, SECRET, scene
@@ -43,7 +47,15 @@ class MacClient(SpaceClient):
         await super().connect(pair, **kwargs)
 
 
-class MacSelection(RadioSelection):
+class RealSelection(RadioSelection):
+    """A room that is treated as an adapter."""
+
+    @property
+    def renews(self) -> bool:
+        return True
+
+
+class MacSelection(RealSelection):
     @property
     def remembers(self) -> bool:
         return True
@@ -128,10 +140,46 @@ def test_plain_errors_of_windows(v1):
         assert caught.value.code == "out_of_range"
 
 
-def test_permission_on_macos():
-    from bleak.exc import BleakBluetoothNotAvailableError
-    from bleak.exc import BleakBluetoothNotAvailableReason as Reason
+class SwitchedOff(SpaceScanner):
+    """Says nothing when Bluetooth is switched off; the next start does."""
 
+    starts = 0
+
+    async def start(self) -> None:
+        SwitchedOff.starts += 1
+        if SwitchedOff.starts > 1:
+            raise BleakBluetoothNotAvailableError("Bluetooth is off", Reason.POWERED_OFF)
+        await super().start()
+
+
+def test_bluetooth_is_switched_off_in_silence(v1, server, go, monkeypatch):
+    """Where nothing tells, the scan that begins anew does: no command listens to nothing."""
+    monkeypatch.setattr(scan, "RENEW_S", 0.3)
+    with near(v1, server, monkeypatch) as s:
+        chosen = RealSelection(
+            "windows", scanner={"backend": SwitchedOff, "space": str(s.space.path)}, virtual=True
+        )
+        monkeypatch.setattr(selection, "select_radio", lambda choice=None: chosen)
+        for command in (("provision", "scan", "--seconds", "60"), ("monitor",)):
+            SwitchedOff.starts = 0
+            said = go(*command, code=3)
+            assert "bluetooth_off" in said
+
+
+def test_nobody_at_all_was_heard(go, monkeypatch, capsys):
+    """That may be the computer's fault, and is said."""
+    with RadioSpace(seed=1) as space:
+        monkeypatch.setenv("BEACON_OTA_RADIO", space.spec)
+        with pytest.raises(SystemExit):
+            main(["provision", "scan", "--seconds", "0.5", "--json"])
+        said = capsys.readouterr()
+        assert json.loads(said.out) == [] and "is Bluetooth on?" in said.err
+        with pytest.raises(SystemExit) as done:
+            main(["provision", "status", "--beacon", NAME, "--search", "0.5"])
+        assert done.value.code == 3 and "no other Bluetooth device" in capsys.readouterr().err
+
+
+def test_permission_on_macos():
     refused = BleakBluetoothNotAvailableError("BLE is not authorized", Reason.DENIED_BY_USER)
     told = bluetooth_error(select_radio(""), refused, "scanning")
     assert told.code == "bluetooth_off" and "settings for privacy" in told.message

@@ -74,6 +74,37 @@ def test_what_the_swarm_lived_through_is_what_was_counted(server):
     assert _compare(fleet)
 
 
+def test_a_hotfix_is_fetched_in_part(server):
+    size, common = 131_072, {"base": "x", "modules": 16, "size": 131_072}
+    plan = {"preset": "all-at-once", "gate": MILD, "retry": {"limit": 4, "pauses": ["10s"]}}
+    _fleet, summary = simulate(
+        server,
+        beacons=20,
+        air={"refused": 0.02, "cut": 0.2},
+        releases=[
+            {"version": "2.1.0", **common, "plan": plan},
+            {"version": "2.1.1", "at": "3m", "changed": 1, **common, "plan": plan},
+        ],
+        expect={"serving": 1.0},
+    )
+    assert summary["mismatches"] == [] and summary["unexpected"] == []
+    assert summary["indexes"] >= 36
+    whole = 20 * size / 1e6
+    assert summary["saved_mb"] >= 0.7 * whole
+    assert summary["downloaded_mb"] <= 1.6 * whole  # broken downloads and all
+
+
+def test_beacons_without_the_index_fetch_everything(server):
+    plan = {"preset": "all-at-once", "gate": MILD}
+    common = {"base": "y", "modules": 4, "size": 65_536, "plan": plan}
+    releases = [
+        {"version": "3.1.0", **common},
+        {"version": "3.1.1", "at": "3m", "changed": 1, **common},
+    ]
+    _fleet, summary = simulate(server, beacons=5, adaptive=False, releases=releases)
+    assert summary["mismatches"] == [] and summary["indexes"] == 0 == summary["saved_mb"]
+
+
 def _compare(fleet: Swarm) -> list[str]:
     from beacon_ota.swarm import check
 

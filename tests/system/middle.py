@@ -29,9 +29,11 @@ class Request:
 
     @property
     def kind(self) -> str:
-        """Return ``poll``, ``download`` or ``report``."""
+        """Return ``poll``, ``index``, ``download`` or ``report``."""
         if self.method == "POST":
             return "report"
+        if "/blocks?" in self.target:
+            return "index"
         return "poll" if self.target.startswith("/firmwares/latest/") else "download"
 
     @property

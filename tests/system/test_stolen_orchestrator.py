@@ -5,6 +5,7 @@ each is refused with its code, the old release goes on, and the orchestrator's c
 import base64
 import contextlib
 import json
+import re
 import time
 from dataclasses import replace
 
@@ -34,12 +35,13 @@ def on_offer(change):
 
 
 def on_download(change):
-    """Change whole images, and nothing else."""
+    """Change images and parts of them, and nothing else; ``change(bytes, offset)``."""
 
     def altered(request: Request, answer: Answer) -> Answer:
-        if request.kind != "download" or answer.status != 200:
+        if request.kind != "download" or answer.status not in (200, 206):
             return answer
-        return replace(answer, body=change(answer.body))
+        found = re.match(r"bytes (\d+)-", answer.headers.get("content-range", ""))
+        return replace(answer, body=change(answer.body, int(found[1]) if found else 0))
 
     return altered
 
@@ -85,9 +87,12 @@ def attacks(release, old, same, other, key, stranger):
     return {
         "flipped bit in the manifest": (on_offer(bit_in_manifest), "signature"),
         "flipped bit in the signature": (sealed(flip(signature, 1000)), "signature"),
-        "flipped bit in the image": (on_download(lambda d: flip(d, 80_001)), "checksum"),
-        "the last bit of the image": (on_download(lambda d: flip(d, 0)), "checksum"),
-        "the image of another release": (on_download(lambda d: other.image), "checksum"),
+        "flipped bit in the image": (on_download(lambda d, at: flip(d, 80_001)), "checksum"),
+        "the last bit of the image": (on_download(lambda d, at: flip(d, 0)), "checksum"),
+        "the image of another release": (
+            on_download(lambda d, at: other.image[at : at + len(d)]),
+            "checksum",
+        ),
         "the manifest of another release": (
             on_offer(lambda a: a.offer(manifest=json.loads(other.envelope))),
             "checksum",

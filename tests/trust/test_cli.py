@@ -304,7 +304,7 @@ def test_the_password_is_asked_for_twice_and_not_shown(folder):
             shown += os.read(ours, 4096)
         seen = shown.index(words, seen) + len(words)
 
-    said = b"New password for key release: "
+    said = b"New password for key release (at least 8 characters): "
     repeat = b"Repeat for confirmation: "
     for answers in ((b"a first password", b"a worse password"), (b"my password", b"my password")):
         for question, answer in zip((said, repeat), answers, strict=True):

@@ -198,3 +198,19 @@ def test_personalise_refuses(content, values, code):
 
 def test_virtual_tells_what_it_can_do():
     assert command("--help").returncode == 0
+
+
+def test_a_signal_presses_the_button(tmp_path):
+    main = (
+        "import time\nfrom machine import Pin\npin = Pin(9, Pin.IN, Pin.PULL_UP)\n"
+        "print('ready')\nwhile pin.value():\n    time.sleep_ms(5)\nprint('pressed')\n"
+        "while not pin.value():\n    time.sleep_ms(5)\nprint('let go')\n"
+        "time.sleep(60)\n"
+    )
+    line = [*COMMAND, "run", str(image(tmp_path, main)), "--until", "let go", "--for", "30"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGUSR1)
+        assert process.stdout.read() == "pressed\nlet go\n"
+    assert process.returncode == 0

@@ -19,12 +19,10 @@ _IDLE = const(1000)  # from here on the driver's states are no reasons of a refu
 # The port's exceptions for the driver's errors: OSError for those that it knows by name.
 DRIVER = (OSError, RuntimeError)
 
-# The driver's states as words of the journal.
+# The driver's reasons as words of the journal.
 _WORDS = {
-    1000: "idle",
+    _UNKNOWN: "connecting",
     15: "wrong_password",
-    1001: "connecting",
-    1010: "got_ip",
     200: "beacon_timeout",
     201: "no_ap",
     202: "wrong_password",
@@ -130,28 +128,24 @@ class Wifi:
             print("wifi:", error)
             return False
         tries = 0
-        found = _UNKNOWN
         while not self.is_up():
             await asyncio.sleep_ms(_TICK)
-            took = time.ticks_diff(time.ticks_ms(), begun)
             reason = self.wlan.status()
             if reason < _IDLE:
                 # This may be the reason of an earlier attempt: the driver begins the next one only
-                # when the present one has ended.
+                # when the present one has ended. A network that refuses has been found.
                 try:
                     self.wlan.connect()
                     tries += 1
-                    if reason != _NO_AP or found == _UNKNOWN:
-                        found = reason  # a network that refuses has been found
+                    if reason != _NO_AP or self.reason == _UNKNOWN:
+                        self.reason = reason
                 except DRIVER:
                     pass
+            took = time.ticks_diff(time.ticks_ms(), begun)
             late = took > 1000 * self._store.policy("join_s")
             if tries == _TRIES or late or claimed != self._claimed:
                 self.disconnect()
-                if found == _UNKNOWN:
-                    found = reason
-                self.state = _WORDS.get(found, "unknown")
-                self.reason = found if 0 < found < _UNKNOWN else _UNKNOWN
+                self.state = _WORDS.get(self.reason, "unknown")
                 return False
         self.state = "got_ip"
         return True

@@ -13,10 +13,11 @@ from beacon_ota.console import output
 from beacon_ota.errors import InputError
 
 if TYPE_CHECKING:
-    from beacon_ota.demo.result import DemoResult
+    from beacon_ota.demo.result import DemoResult, UpdateMeasure
 
 app = typer.Typer(add_completion=False, help="Show the whole pipeline on virtual beacons.")
 HEAP_MAX = 24 * 1024
+HOTFIX_MAX = 24 * 1024  # bytes that the hotfix of one line may fetch
 
 
 @app.command("demo")
@@ -33,7 +34,7 @@ def run_demo(
     plain: Annotated[bool, typer.Option("--plain", help="Lines, no live picture.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Provision beacons over Bluetooth, roll out a good release, see a bad one halted."""
+    """Provision beacons over Bluetooth, roll out a release and hotfixes, see a bad one halted."""
     from beacon_ota.demo.demonstration import Demonstration
 
     with ExitStack() as stack:
@@ -72,13 +73,17 @@ def _print_url(url: str, token: str) -> None:
 
 def _find_disagreements(result: "DemoResult") -> list[str]:
     """Return what did not come out as it should."""
-    from beacon_ota.demo.demonstration import GOOD, LADDER
+    from beacon_ota.demo.demonstration import LADDER, SECOND
 
     share = float(LADDER[0]["share"])  # type: ignore[arg-type]
     most = max(1, -(-result.count * share // 1))
     wrong = []
-    if result.versions != {GOOD: result.count}:
-        wrong.append(f"not all beacons run {GOOD}: {result.versions}")
+    if result.versions != {SECOND: result.count}:
+        wrong.append(f"not all beacons run {SECOND}: {result.versions}")
+    for version, found in result.hotfixes.items():
+        most_fetched = max((one.bytes_fetched for one in found), default=0)
+        if most_fetched > HOTFIX_MAX:
+            wrong.append(f"{version} fetched {most_fetched:,} bytes, not {HOTFIX_MAX:,} at most")
     if not 1 <= result.touched <= most:
         wrong.append(f"{result.touched} beacons were offered the bad release, not 1 to {most:g}")
     if result.rolled_back != result.touched:
@@ -91,10 +96,10 @@ def _find_disagreements(result: "DemoResult") -> list[str]:
 def _print_summary(result: "DemoResult") -> None:
     from rich.table import Table
 
-    from beacon_ota.demo.demonstration import BAD, GOOD, OLD
+    from beacon_ota.demo.demonstration import BAD, GOOD, HOTFIX, OLD, SECOND
 
     table = Table(title="what happened", show_header=False)
-    provisioned, updates = sorted(result.provisioned_s), sorted(result.updates)
+    provisioned = sorted(result.provisioned_s)
     rows = (
         ("core", result.core),
         (
@@ -108,8 +113,18 @@ def _print_summary(result: "DemoResult") -> None:
         ),
         (
             f"{OLD} → {GOOD}",
-            f"{len(updates)} updates, building by building; offer to confirmed, in beacon time, "
-            f"{statistics.median(updates):.0f} s (median), {updates[-1]:.0f} s (slowest)",
+            f"{len(result.updates)} updates of everything, building by building: "
+            + _describe_updates(result.updates),
+        ),
+        (
+            f"{GOOD} → {HOTFIX}",
+            "a line more, the first update after another core: "
+            + _describe_updates(result.hotfixes[HOTFIX]),
+        ),
+        (
+            f"{HOTFIX} → {SECOND}",
+            "another line, both slots with the same core: "
+            + _describe_updates(result.hotfixes[SECOND]),
         ),
         (
             "heap of an update",
@@ -117,7 +132,7 @@ def _print_summary(result: "DemoResult") -> None:
             f"limit {HEAP_MAX / 1024:g} KB",
         ),
         (
-            f"{GOOD} → {BAD}",
+            f"{SECOND} → {BAD}",
             f"halted by itself ({result.reason}); {result.touched} of {result.count} touched, "
             f"{result.rolled_back} rolled back; trial boots: "
             + ", ".join(f"{name} {n}" for name, n in sorted(result.trials.items())),
@@ -128,3 +143,14 @@ def _print_summary(result: "DemoResult") -> None:
     for name, value in rows:
         table.add_row(f"[bold]{name}[/]", value)
     output.console.print(table)
+
+
+def _describe_updates(found: "list[UpdateMeasure]") -> str:
+    """Return time, bytes and sectors of updates; seconds are the beacons'."""
+    seconds = sorted(one.seconds for one in found)
+    fetched = statistics.median(one.bytes_fetched for one in found)
+    written = statistics.median(one.sectors_written for one in found)
+    return (
+        f"offer to confirmed {statistics.median(seconds):.0f} s (median), {seconds[-1]:.0f} s "
+        f"(slowest) of beacon time; {fetched:,.0f} bytes and {written:.0f} sectors each"
+    )

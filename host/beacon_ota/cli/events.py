@@ -44,7 +44,8 @@ def _print_event(event: dict, json: bool) -> None:
         sys.stdout.write(encoder.dumps(event, separators=(",", ":")) + "\n")
         sys.stdout.flush()
         return
-    data = "  ".join(f"{key}={value}" for key, value in event["data"].items())
+    given = {key: value for key, value in event["data"].items() if value is not None}
+    data = "  ".join(f"{key}={value}" for key, value in given.items())
     output.console.print(
         f"{local_time(event['at'])}  {event['kind']:22} {event['subject']}  {data}",
         highlight=False,

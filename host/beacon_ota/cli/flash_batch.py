@@ -82,7 +82,12 @@ def flash_boards(
         )
     target = boards.load_board(board)
     loader, data, _ = read_parts(target, release, bootloader, options)
-    version = releases.parse_release(data).info.version
+    parsed = releases.parse_release(data)
+    version = parsed.info.version
+    if parsed.core.interpreter is None:
+        output.print_markup(
+            "[yellow]No MicroPython in it: for virtual beacons only.[/]", to=output.error_console
+        )
     settings.parse_values()  # refused before a board is waited for
     settings.warn_of_utc()
 

@@ -219,7 +219,11 @@ def _prompt_password(name: str, *, new: bool = False) -> str:
             f"The key {name} needs a password, and there is no terminal to ask at.",
             expected=f"--password-file or {PASSWORD_ENV}",
         )
-    words = f"{'New password' if new else 'Password'} for key {name}"
+    words = f"Password for key {name}"
+    if new:
+        from beacon_ota.trust.keyring import MIN_PASSWORD
+
+        words = f"New password for key {name} (at least {MIN_PASSWORD} characters)"
     return typer.prompt(words, hide_input=True, confirmation_prompt=new, err=True)
 
 

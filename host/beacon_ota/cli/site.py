@@ -55,7 +55,9 @@ def add_site(
     done = server.client.create_site(path, name=name, kind=kind, tz=tz, window=window)
     _print_done(done, "added", json)
     if tz is None and done["zone"] == "UTC" and not json:
-        output.print_markup("  its windows are in UTC; --tz names another clock: Europe/Berlin")
+        output.print_markup(
+            "  its maintenance windows are in UTC; --tz names its own time zone: Europe/Berlin"
+        )
 
 
 @app.command("change")

@@ -175,7 +175,11 @@ def _snapshot_rows(found: dict[str, Any]) -> list[dict[str, object]]:
         ("beacons on", f"{found['alive']} of {found['beacons']}"),
         ("time", f"{found['elapsed_s']:.0f} s"),
         ("polls", f"{polls['count']}, p50 {polls['p50_ms']} ms, p99 {polls['p99_ms']} ms"),
-        ("downloads", f"{found['downloading']} under way, {found['downloaded_mb']} MB"),
+        (
+            "downloads",
+            f"{found['downloading']} under way, {found['downloaded_mb']} MB;"
+            f" {found['saved_mb']} MB were there already",
+        ),
         ("attempts", ", ".join(f"{count} {word}" for word, count in own.items() if count) or "–"),
     ]
     if found["burst"]["count"]:

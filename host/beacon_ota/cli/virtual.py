@@ -1,6 +1,8 @@
 """``beacon-ota virtual``: run virtual beacons from flash images."""
 
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -51,6 +53,17 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON at the end.
 Image = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Flash image.")]
 
 
+_PRESS_S = 0.5  # of the beacon's time
+
+
+def _catch_button_signal() -> threading.Event:
+    """Return what SIGUSR1 sets from now on."""
+    pressed = threading.Event()
+    if hasattr(signal, "SIGUSR1"):  # not on Windows
+        signal.signal(signal.SIGUSR1, lambda *_: pressed.set())
+    return pressed
+
+
 @app.command("run")
 def run_beacon(
     flash: Image,
@@ -71,6 +84,8 @@ def run_beacon(
     json: JsonOption = False,
 ) -> None:
     """Run one beacon. What it writes to flash is in the file; Ctrl-C cuts its power.
+
+    SIGUSR1 presses its button briefly.
 
     Exit code 1: the firmware ended in the REPL, nothing was bootable, or ``--until`` was not seen.
     """
@@ -103,9 +118,15 @@ def run_beacon(
             console=show,
         ) as beacon,
     ):
+        pressed = _catch_button_signal()
         beacon.power_on()
         try:
             while beacon.powered and time.monotonic() < deadline:
+                if pressed.is_set():
+                    pressed.clear()
+                    beacon.press()
+                    time.sleep(_PRESS_S / time_scale)
+                    beacon.release()
                 if not json:
                     shown = _print_boots(beacon, shown)
                 if until is not None and until in printed[0]:

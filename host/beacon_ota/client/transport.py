@@ -196,7 +196,9 @@ def describe_failure(error: requests.RequestException) -> str:
     if isinstance(error, requests.exceptions.SSLError):
         if any(word in str(error).upper().replace(" ", "_") for word in _NO_TLS):
             return "what answers there speaks no TLS: is it http:// in place of https://?"
-        return "its certificate does not verify"
+        return (
+            "its certificate does not verify; BEACON_OTA_CA names the file of a private authority"
+        )
     if isinstance(error, requests.ConnectTimeout | requests.ReadTimeout):
         return "no answer in time"
     if isinstance(error, requests.ConnectionError):

@@ -161,7 +161,10 @@ def print_rows(
     if as_json:
         print_json(rows)
         return
-    console.print(build_table(rows, columns, title=title))
+    if rows:
+        console.print(build_table(rows, columns, title=title))
+    else:
+        print_markup("{}", f"{title}: none" if title else "none")
 
 
 _COPIED = frozenset(("beacon_id", "rollout_id", "firmware_id", "mirror_id", "webhook_id", "id"))

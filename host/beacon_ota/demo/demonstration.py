@@ -1,4 +1,4 @@
-"""Runs the demonstration: beacons are provisioned, a good release rolls out, a bad one halts."""
+"""Runs the demonstration: provisioning, a good release, hotfixes of it, a bad one that halts."""
 
 import json
 import time
@@ -13,7 +13,7 @@ from beacon_ota.demo.display import Display
 from beacon_ota.demo.fixtures import BOARD, ReleaseFixtures, SignedRelease
 from beacon_ota.demo.listener import BeaconListener
 from beacon_ota.demo.provisioning import JOBS, PATIENCE_S, provision_all
-from beacon_ota.demo.result import DemoResult, attempt_seconds
+from beacon_ota.demo.result import DemoResult, describe_failures, measure_attempt
 from beacon_ota.errors import ReachError
 from beacon_ota.fleet.fleet import FleetMember, VirtualFleet
 from beacon_ota.orchestrator.server.subprocess import OrchestratorProcess
@@ -31,7 +31,7 @@ CAMPUS = "campus"
 BUILDINGS = ("north", "south", "west")
 
 
-OLD, GOOD, BAD = "1.0.0", "1.1.0", "1.2.0"
+OLD, GOOD, HOTFIX, SECOND, BAD = "1.0.0", "1.1.0", "1.1.1", "1.1.2", "1.2.0"
 
 
 SSID, PASSWORD = "campus", "on the label of no beacon"
@@ -57,6 +57,12 @@ _TRANSITION_TEXTS = {
 
 
 HEAP_POLLS = 3
+
+
+AT_ONCE = 3  # hotfixes in a building; more would time the machine
+
+
+_ENDS = ("completed", "halted", "aborted")
 
 
 class Demonstration:
@@ -99,6 +105,8 @@ class Demonstration:
         with self._display:
             self._provision_beacons()
             self._roll_out_good(made[GOOD])
+            for version in (HOTFIX, SECOND):
+                self._roll_out_hotfix(made[version])
             self._roll_out_bad(made[BAD])
             self._count_versions()
             self.result.seconds = time.monotonic() - self._begun
@@ -113,8 +121,10 @@ class Demonstration:
 
         with output.console.status("building and signing releases …"):
             shop = ReleaseFixtures(self._folder)
-            made = {version: shop.build_release(version) for version in (OLD, GOOD)}
-            made[BAD] = shop.build_release(BAD, broken=True)
+            made = {OLD: shop.build_release(OLD, older_core=True), GOOD: shop.build_release(GOOD)}
+            made[HOTFIX] = shop.build_release(HOTFIX, like=made[GOOD], fixes=1)
+            made[SECOND] = shop.build_release(SECOND, like=made[HOTFIX], fixes=2)
+            made[BAD] = shop.build_release(BAD, like=made[SECOND], fixes=2, broken=True)
             image = shop.build_flash(made[OLD])
         self.result.core = shop.interpreter.name
         self.result.release_bytes, self.result.app_bytes = made[GOOD].size, made[GOOD].app_size
@@ -155,7 +165,10 @@ class Demonstration:
         for index, member in enumerate(self._fleet.members):
             addresses[self._building_of(index)].append(member.label.address)
         self._display = Display(
-            addresses, (OLD, GOOD, BAD), listener.newest_sightings, plain=self._plain
+            addresses,
+            (OLD, GOOD, HOTFIX, SECOND, BAD),
+            listener.newest_sightings,
+            plain=self._plain,
         )
         self._show_url(self._server.url, self._server.token)
         return made
@@ -210,11 +223,10 @@ class Demonstration:
         rollout = self._start_rollout(
             firmware, {"waves": waves, "ladder": LADDER, "gate": GATE}, GOOD
         )
-        self._follow_rollout(rollout, "completed", lambda: self._status == "completed")
+        self._follow_rollout(rollout, "completed")
         boot = self._probe.boots[-2]
         self.result.heap_update = boot.heap_peak - self.result.heap_idle
-        for row in self._client.list_attempts(rollout):
-            self.result.updates.append(attempt_seconds(row))
+        self.result.updates = [measure_attempt(row) for row in self._client.list_attempts(rollout)]
         display.add_line(
             f"[green]{GOOD} runs on all {self._count} beacons[/], confirmed by each of them"
         )
@@ -229,7 +241,28 @@ class Demonstration:
         self._display.wait_until(lambda: False, HEAP_POLLS * POLL_S / self._scale)
         self.result.heap_idle, boot.heap_peak = boot.heap_low, 0
 
-    # ---- third scene: a bad one ----
+    # ---- third scene: two hotfixes ----
+
+    def _roll_out_hotfix(self, made: SignedRelease) -> None:
+        """Roll out a line more in one module: beacons fetch the sectors that differ.
+
+        The slot that the first of them goes into holds another core, which is copied over; for the
+        second, both slots have the same core.
+        """
+        display = self._display
+        display.title = f"{made.version} changes one line"
+        firmware = self._upload_release(made, "one line more in one module")
+        plan = {"preset": "all-at-once", "gate": GATE, "concurrency": AT_ONCE}
+        rollout = self._start_rollout(firmware, plan, made.version)
+        self._follow_rollout(rollout, "completed")
+        found = [measure_attempt(row) for row in self._client.list_attempts(rollout)]
+        self.result.hotfixes[made.version] = found
+        display.add_line(
+            f"[green]{made.version} runs on all {self._count} beacons[/]: each fetched "
+            f"{max(one.bytes_fetched for one in found):,} bytes of {made.size:,}"
+        )
+
+    # ---- fourth scene: a bad one ----
 
     def _roll_out_bad(self, made: SignedRelease) -> None:
         display = self._display
@@ -238,7 +271,7 @@ class Demonstration:
         # A small fleet has fewer canaries than the default limit of failures in a row.
         row = {"in_a_row": min(3, -(-self._count // 10))}
         rollout = self._start_rollout(firmware, {"ladder": LADDER, "gate": GATE | row}, BAD)
-        self._follow_rollout(rollout, "halted", lambda: self._status == "halted")
+        self._follow_rollout(rollout, "halted")
         display.add_line("[bold red]halted by itself[/]: {}", self._reason)
 
         def ended() -> bool:
@@ -256,7 +289,7 @@ class Demonstration:
         for row in back:
             display.add_line(
                 f"{row['beacon_id']} tried {BAD} {row['trials']} times, "
-                f"[bold]went back to {GOOD}[/] and said why: {row['code']}: {row['detail']}"
+                f"[bold]went back to {SECOND}[/] and said why: {row['code']}: {row['detail']}"
             )
 
     # ---- what the scenes share ----
@@ -285,8 +318,12 @@ class Demonstration:
         self._display.add_line(f"rollout of {version} started")
         return found["rollout_id"]
 
-    def _follow_rollout(self, rollout: str, wanted: str, ready: Callable[[], bool]) -> None:
-        """Update the display of a rollout until it has the expected status."""
+    def _follow_rollout(self, rollout: str, wanted: str) -> None:
+        """Update the display of a rollout until it has the expected status.
+
+        Raises:
+            ReachError: ``demo_stuck``: it came to another end, or to none, and why beacons failed.
+        """
         told: set[str] = set()
 
         def step() -> None:
@@ -297,15 +334,13 @@ class Demonstration:
                     self._show_transition(found, one)
 
         step()
-        while not self._display.wait_until(ready, PATIENCE_S, step):
-            detail = (self._display.rollout or {}).get("reason")
+        self._display.wait_until(lambda: self._status in _ENDS, PATIENCE_S, step)
+        if self._status != wanted:
             raise ReachError(
                 "demo_stuck",
-                f"the rollout did not become {wanted}",
-                found=f"{self._status}: {detail}",
+                f"the rollout is {self._status} ({self._reason}), and should be {wanted}",
+                found=describe_failures(self._client.list_attempts(rollout)),
             )
-        if self._status not in (wanted,):
-            raise ReachError("demo_stuck", f"the rollout is {self._status}: {self._reason}")
 
     def _show_transition(self, rollout: dict[str, Any], change: dict[str, Any]) -> None:
         wave, stage = change.get("wave"), change.get("stage")

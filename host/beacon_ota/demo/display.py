@@ -17,7 +17,7 @@ from beacon_ota.provision.scan import Sighting
 LINES = 7
 PERIOD_S = 0.25
 RECENT_S = 15.0  # seconds without an advertisement after which a beacon is drawn as silent
-_COLOURS = ("blue", "green", "magenta")
+_COLOURS = ("blue", "green", "cyan", "yellow", "magenta")
 _SILENT = ("··", "dim")
 _SIGNS = {
     "new": ("◌ ", "white"),

@@ -1,4 +1,4 @@
-"""Makes the fixtures of the demonstration: a signing key, three releases, a flash image."""
+"""Makes the fixtures of the demonstration: a signing key, five releases, a flash image."""
 
 import time
 from dataclasses import dataclass
@@ -17,6 +17,9 @@ SYNTHETIC_SIZE = 1 << 20
 # The defect of release 1.2.0: it boots, and its health check raises an error.
 _HEALTHY = b"    def is_healthy(self):\n"
 _BROKEN = _HEALTHY + b'        raise RuntimeError("positioning table lost")\n'
+
+# The hotfixes of releases 1.1.1 and 1.1.2: a line more in one module.
+_FIXED_MODULE, _FIXES = "services/positioning.py", (b"\n\nFIXED = 1\n", b"FIXED_AGAIN = 2\n")
 
 
 @dataclass(frozen=True)
@@ -74,13 +77,34 @@ class ReleaseFixtures:
         self.keys_file.write_bytes(self.keys)
         self._sources = app_folder.read_sources(paths.data_path("firmware", "app"))
 
-    def build_release(self, version: str, *, broken: bool = False) -> SignedRelease:
-        """Build and sign a release."""
+    def build_release(
+        self,
+        version: str,
+        *,
+        like: SignedRelease | None = None,
+        fixes: int = 0,
+        broken: bool = False,
+        older_core: bool = False,
+    ) -> SignedRelease:
+        """Build and sign a release.
+
+        Args:
+            like: the release before it, whose layout is kept.
+            fixes: lines more in one module.
+            broken: its health check raises an error.
+            older_core: with a stand-in for another core, so that an update from it moves all.
+        """
         texts = dict(self._sources)
+        texts[_FIXED_MODULE] += b"".join(_FIXES[:fixes])
         if broken:
             texts["main.py"] = texts["main.py"].replace(_HEALTHY, _BROKEN)
             assert texts["main.py"] != self._sources["main.py"], "nothing to break"
-        data = release.build_release(self.interpreter.data, texts, version, BOARD, keys=self.keys)
+        core = self.interpreter.data
+        if older_core:
+            # A sector longer: the app behind it moves, too.
+            core = synthetic.app_image(len(core) + release.SECTOR, seed="older")
+        before = None if like is None else like.image.read_bytes()
+        data = release.build_release(core, texts, version, BOARD, keys=self.keys, like=before)
         now = int(time.time())
         terms = releases.Terms(issued_at=now - 60, expires_at=now + YEAR_S)
         manifest, _ = releases.describe_release(data, terms)

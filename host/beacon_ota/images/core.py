@@ -127,11 +127,16 @@ def fetch_core(
     try:
         with os.fdopen(handle, "wb") as out:
             try:
-                with requests.get(stock.url, stream=True, timeout=(_CONNECT_S, _STALL_S)) as answer:
+                with requests.get(url, stream=True, timeout=(_CONNECT_S, _STALL_S)) as answer:
                     answer.raise_for_status()
                     _copy_body(answer, out, stock, progress)
             except requests.RequestException as error:
-                raise ReachError("core_download", f"cannot fetch {stock.url}: {error}") from error
+                raise ReachError(
+                    "core_download",
+                    f"cannot fetch {url}: {_describe_failure(error)}",
+                    expected="an internet connection; or fetch the file elsewhere, and name it "
+                    f"with --core or {ENV}",
+                ) from error
             out.flush()
             os.fsync(out.fileno())
         os.replace(temporary, target)
@@ -139,6 +144,22 @@ def fetch_core(
         Path(temporary).unlink(missing_ok=True)
         raise
     return target
+
+
+def _describe_failure(error: "requests.RequestException") -> str:
+    import requests
+
+    if error.response is not None:
+        return f"it answers {error.response.status_code} {error.response.reason}"
+    if isinstance(error, requests.exceptions.SSLError):
+        return "its certificate does not verify"
+    if isinstance(error, requests.Timeout):
+        return "no answer in time"
+    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+        return "the answer broke off"
+    if isinstance(error, requests.ConnectionError):
+        return "the server cannot be reached"
+    return str(error)
 
 
 def _copy_body(

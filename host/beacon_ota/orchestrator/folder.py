@@ -37,8 +37,13 @@ def make_folder(folder: Path, *, restoring: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path) -> Iterator[int | None]:
+def lock_folder(
+    folder: Path, *, instead: str = "another --data, or --workers"
+) -> Iterator[int | None]:
     """Hold a data folder for the duration of a block; the kernel lets go for who is killed.
+
+    Args:
+        instead: what a refusal says is expected.
 
     Yields:
         What a forked process has to close, so that it does not hold the folder, too.
@@ -63,7 +68,7 @@ def lock_folder(folder: Path) -> Iterator[int | None]:
                 "data_in_use",
                 f"another orchestrator runs on the data folder {folder}",
                 found=str(folder),
-                expected="another --data, or --workers",
+                expected=instead,
             ) from None
         except OSError:
             pass  # a file system without locks

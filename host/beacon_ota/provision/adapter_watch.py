@@ -93,8 +93,9 @@ async def watch_adapter(radio: RadioSelection) -> AsyncIterator[AdapterWatch]:
             raise bluetooth_error(radio, error, "using Bluetooth") from None
         yield watch
     finally:
-        ending.cancel()
         bus.disconnect()
+        await asyncio.wait((ending,), timeout=CLEANUP_S)
+        ending.cancel()
 
 
 async def _wait_for_end(bus: "MessageBus", watch: AdapterWatch) -> None:

@@ -147,6 +147,6 @@ def peer_error(name: str, data: bytes) -> InputError | ReachError | DeniedError:
     if word == "security":
         return DeniedError(
             "closed",
-            f"{name} will not be provisioned now: press its button shortly and try again",
+            f"{name} will not be provisioned now: press its button briefly and try again",
         )
     return InputError(f"blufi_{word}", f"{name} refuses what it was sent", found=f"error {word}")

@@ -1,9 +1,10 @@
 """Scans for beacons in range.
 
 However many tasks of a program look for beacons, there is one scanner (:class:`BeaconFinder`):
-BlueZ refuses a second one. Where a beacon may be reported once (BlueZ, CoreBluetooth), the scan
-begins anew every few seconds: each beacon in range is then reported every few seconds, with the
-frame that it sends at that moment, and a beacon that is not reported is not in range.
+BlueZ refuses a second one. With a real adapter the scan begins anew every few seconds, because a
+system may report a beacon once per scan: each beacon in range is then reported every few seconds,
+with the frame that it sends at that moment, a beacon that is not reported is not in range, and an
+adapter that was switched off is noticed.
 """
 
 import asyncio
@@ -106,7 +107,7 @@ async def _renew_scan(
     scanner: "BleakScanner", heard: BeaconScanner, radio: RadioSelection, ending: asyncio.Event
 ) -> None:
     """Begin the scan anew every few seconds, where that is necessary, until ``ending`` is set."""
-    while radio.remembers:
+    while radio.renews:
         try:
             async with asyncio.timeout(RENEW_S):
                 await ending.wait()
@@ -215,7 +216,7 @@ def _not_found_error(
     if wanted and meant:
         return ReachError(
             "closed",
-            f"{meant[0].name} is in range, but cannot be provisioned: press its button shortly",
+            f"{meant[0].name} is in range, but cannot be provisioned: press its button briefly",
             found=meant[0].state,
         )
     who = f"{wanted} is not in range" if wanted else "no beacon in range can be provisioned"
@@ -240,15 +241,20 @@ def matches_name(beacon: Sighting, wanted: str) -> bool:
     )
 
 
-async def collect_sightings(radio: RadioSelection, seconds: float) -> list[Sighting]:
-    """Return the beacons that are heard of within some seconds, the nearest first.
+async def hear_beacons(radio: RadioSelection, seconds: float) -> BeaconScanner:
+    """Scan for some seconds; return what was heard.
 
     Raises:
         ReachError: ``bluetooth_off``, ``bluetooth_busy``; also when that happens on the way.
     """
     async with open_scanner(radio) as heard:
         await heard.wait(seconds)
-        return heard.beacons()
+        return heard
+
+
+async def collect_sightings(radio: RadioSelection, seconds: float) -> list[Sighting]:
+    """Return the beacons of :func:`hear_beacons`, the nearest first."""
+    return (await hear_beacons(radio, seconds)).beacons()
 
 
 async def find_beacon(

@@ -40,7 +40,7 @@ _ABORTS: dict[int, BeaconOtaError] = {
         "ec1_state", "a message out of turn, or a beacon whose memory does not take a guess"
     ),
     ec1.A_CLOSED: DeniedError(
-        "closed", "the beacon will not be provisioned now: press its button shortly"
+        "closed", "the beacon will not be provisioned now: press its button briefly"
     ),
 }
 MAX_FAILURES = 10

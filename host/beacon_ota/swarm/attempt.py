@@ -28,6 +28,9 @@ class AttemptRecord:
     why: tuple[str, str] = ("", "")
     got: int = 0
     trials: int = 0
+    fetched: int = 0
+    kept: int = 0
+    written: int = 0
 
 
 def report_fields(attempt: AttemptRecord, word: str) -> dict[str, Any]:
@@ -38,6 +41,9 @@ def report_fields(attempt: AttemptRecord, word: str) -> dict[str, Any]:
         "firmware_id": attempt.firmware,
         "bytes": attempt.got,
         "trials": attempt.trials,
+        "bytes_fetched": attempt.fetched,
+        "sectors_kept": attempt.kept,
+        "sectors_written": attempt.written,
     }
     if word not in ("success", "rolled_back"):
         fields["firmware_version"] = attempt.version

@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from beacon_ota.images.blocks import SECTOR
+from beacon_ota.swarm import adaptive
 from beacon_ota.swarm.attempt import (
     AttemptCancelled,
     AttemptRecord,
@@ -47,6 +49,7 @@ class SwarmBeacon:
     building: int
     version: str
     image: str
+    other: str = ""  # checksum of what is in the other slot
     attempt: AttemptRecord | None = None
     denylist: set[str] = field(default_factory=set)
     tries: dict[str, int] = field(default_factory=dict)
@@ -173,51 +176,94 @@ class SwarmBeacon:
     async def _download_image(self, attempt: AttemptRecord, entry: ExpectedAttempt) -> None:
         world = self.world
         digest = hashlib.sha256()
-        got = 0
+        fetched = 0  # of this download, without the index
         world.stats.downloading += 1
 
         def take(piece: bytes) -> None:
-            nonlocal got
+            nonlocal fetched
             digest.update(piece)
-            got += len(piece)
+            fetched += len(piece)
+            attempt.got += len(piece)
+            attempt.fetched += len(piece)
             world.stats.bytes += len(piece)
 
         try:
-            for number in range(_RESUMES):
-                stop = world.draw_break(attempt.size - got)
+            plan = await self._plan_download(attempt, entry)
+            attempt.kept, attempt.written = plan.kept, plan.written
+            attempt.got = 0
+            breaks = 0
+            while attempt.got < attempt.size:
+                held = plan.held[attempt.got // SECTOR]
+                if held is not None:
+                    digest.update(held)
+                    attempt.got += len(held)
+                    world.stats.saved += len(held)
+                    continue
+                end = plan.end_of_run(attempt.got)
+                left = end - attempt.got
+                stop = world.draw_break(left)
                 if attempt.outcome == "dead":
-                    stop = max((attempt.size - got) // 2, 1)
+                    stop = max(left // 2, 1)
                 sink = DownloadSink(take, world.download_rate(), stop)
                 try:
-                    await self._fetch_part(attempt, entry, sink, got)
-                    break
+                    await self._fetch_part(attempt, entry, sink, end)
                 except ExchangeError as error:
-                    if got:
+                    if fetched:
                         entry.taken = True
-                    if attempt.outcome == "dead" and got:
+                    if attempt.outcome == "dead" and fetched:
                         raise BeaconDead from None
-                    if number == _RESUMES - 1 or error.code not in ("truncated", "connect"):
+                    breaks += 1
+                    if breaks == _RESUMES or error.code not in ("truncated", "connect"):
                         raise
                     world.stats.resumed += 1
-                    await world.clock.sleep_s(min(1 << number, 30) * world.vary_factor())
+                    await world.clock.sleep_s(min(1 << breaks - 1, 30) * world.vary_factor())
         finally:
-            attempt.got = got
             world.stats.downloading -= 1
         if digest.hexdigest() != attempt.checksum:
             raise ExchangeError("checksum")  # a defect of the orchestrator, shown in the summary
 
+    async def _plan_download(
+        self, attempt: AttemptRecord, entry: ExpectedAttempt
+    ) -> adaptive.DownloadPlan:
+        """Fetch the block index and compare the slots; without an index, everything is fetched."""
+        world = self.world
+        index = bytearray()
+        if not world.scenario.adaptive:
+            return adaptive.plan_whole(attempt.size)
+        target = attempt.url.replace("/download?", "/blocks?")
+        try:
+            answer, nonce = await exchange_signed(
+                world, self.id, self.key, "GET", target, sink=DownloadSink(index.extend)
+            )
+        except ExchangeError as error:
+            world.stats.broken[error.code] += 1
+            return adaptive.plan_whole(attempt.size)
+        if answer.status in (409, 410):
+            raise AttemptCancelled
+        if answer.status != 200:
+            return adaptive.plan_whole(attempt.size)
+        check_signature(world, self.key, answer, nonce, hashlib.sha256(index).hexdigest())
+        entry.taken = True
+        attempt.fetched += len(index)
+        world.stats.bytes += len(index)
+        world.stats.indexes += 1
+        return adaptive.plan_download(
+            bytes(index), attempt.size, world.images, self.image, self.other
+        )
+
     async def _fetch_part(
-        self, attempt: AttemptRecord, entry: ExpectedAttempt, sink: DownloadSink, first: int
+        self, attempt: AttemptRecord, entry: ExpectedAttempt, sink: DownloadSink, end: int
     ) -> None:
-        more = ""
-        if first:
-            more = f'Range: bytes={first}-\r\nIf-Range: "{attempt.checksum}"\r\n'
+        """Fetch from where the attempt is up to byte ``end``."""
+        first, more = attempt.got, ""
+        if first or end < attempt.size:
+            more = f'Range: bytes={first}-{end - 1}\r\nIf-Range: "{attempt.checksum}"\r\n'
         answer, nonce = await exchange_signed(
             self.world, self.id, self.key, "GET", attempt.url, b"", more, sink
         )
         if answer.status in (409, 410):
             raise AttemptCancelled
-        if answer.status != (206 if first else 200):
+        if answer.status != (206 if more else 200):
             raise ExchangeError("http")
         check_signature(self.world, self.key, answer, nonce, attempt.checksum)
         entry.taken = True
@@ -235,6 +281,7 @@ class SwarmBeacon:
             attempt.trials = 3
             await world.clock.sleep_s(world.scenario.trial_s * 3)
             self.denylist = {*list(self.denylist)[-_FORGETS:], attempt.checksum}
+            self.other = attempt.checksum
             self.presence_reported = False
             if attempt.outcome == "mute":
                 self.attempt = None
@@ -242,6 +289,7 @@ class SwarmBeacon:
                 self._end_attempt(attempt, "rolled_back", "boot", "self_test")
             return
         self.version, self.image = attempt.version, attempt.checksum
+        self.other = old[1]
         self.on_trial = True
         try:
             await world.clock.sleep_s(world.scenario.trial_s)

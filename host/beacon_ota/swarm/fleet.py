@@ -1,6 +1,7 @@
 """Runs a scenario: registers beacons, rolls out releases, cuts power, and compares the counts."""
 
 import asyncio
+import hashlib
 import io
 import os
 import resource
@@ -130,6 +131,8 @@ class Swarm:
             "burst": stats.burst.as_dict(),
             "downloading": stats.downloading,
             "downloaded_mb": round(stats.bytes / 1e6, 1),
+            "saved_mb": round(stats.saved / 1e6, 1),
+            "indexes": stats.indexes,
             "resumed": stats.resumed,
             "own": self.world.expected.count_attempts(),
             "rollouts": [
@@ -192,7 +195,15 @@ class Swarm:
 
     async def _roll_out_release(self, drop: ScenarioRelease) -> None:
         await self.world.clock.sleep_s(drop.at_s)
-        content = release.build_image(drop.version, self.device_type, drop.size)
+        content = release.build_image(
+            drop.version,
+            self.device_type,
+            drop.size,
+            modules=drop.modules,
+            base=drop.base,
+            changed=drop.changed,
+        )
+        self.world.images[hashlib.sha256(content).hexdigest()] = content
         firmware = await self._call_in_thread(
             self.client.upload_firmware,
             io.BytesIO(content),

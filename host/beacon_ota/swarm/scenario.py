@@ -7,6 +7,7 @@
     time_scale = 1                 # of the orchestrator that is started for the scenario
     poll = "60s"                   # likewise
     speed = 20000                  # bytes per second of a download; left out: as it comes
+    adaptive = true                # beacons fetch only the sectors that they do not have
     boot = "3s"                    # from reset to WiFi
     trial = "10s"                  # until a new release trusts itself
     spread = "60s"                 # over which the beacons are switched on
@@ -19,6 +20,9 @@
     [[releases]]
     version = "1.1.0"
     size = 65536
+    modules = 0                    # files of the app, a sector each
+    base = "1.0"                   # releases of one base have core and modules in common, …
+    changed = 0                    # … but for so many modules; without a base, nothing
     at = "10s"
     channel = "stable"
     plan = { preset = "canary" }   # as of `beacon-ota rollout`
@@ -54,6 +58,7 @@ from beacon_ota.wire import versions
 BEACONS_MAX = 100_000
 BUILDINGS_MAX = 1000
 LIST_MAX = 100
+MODULES_MAX = 64  # of a release's app
 SIZE_MIN, SIZE_MAX = 8192, (2 << 20) - 4096  # bytes of a release; a stock slot has 2 MiB
 STATUSES = ("scheduled", "active", "paused", "halted", "completed", "aborted")
 EVENTS = ("power_cut",)
@@ -80,6 +85,9 @@ class ScenarioRelease:
     channel: str = "stable"
     plan: Mapping[str, object] = field(default_factory=dict)
     fates: OutcomeShares = OutcomeShares()
+    modules: int = 0
+    base: str = ""
+    changed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +121,7 @@ class Scenario:
     scale: float = 1.0
     poll_s: float = 60.0
     speed: float | None = None
+    adaptive: bool = True
     boot_s: float = 3.0
     trial_s: float = 10.0
     spread_s: float = 60.0
@@ -170,6 +179,7 @@ def parse_scenario(data: object, name: str) -> Scenario:
         scale=table.optional("time_scale", _number_reader(1, 1000), 1),
         poll_s=table.optional("poll", read.read_positive_duration, 60.0),
         speed=table.optional("speed", _number_reader(100, 1_000_000_000), None),
+        adaptive=table.optional("adaptive", read.read_flag, True),
         boot_s=table.optional("boot", read.parse_duration, 3.0),
         trial_s=table.optional("trial", read.parse_duration, 10.0),
         spread_s=table.optional("spread", read.parse_duration, 60.0),
@@ -243,8 +253,18 @@ def _read_release(value: object, where: str) -> ScenarioRelease:
         ),
         plan=table.optional("plan", _read_plan, {"preset": "all-at-once"}),
         fates=table.optional("fates", _read_outcomes, OutcomeShares()),
+        modules=table.optional("modules", _number_reader(0, MODULES_MAX), 0),
+        base=table.optional("base", read.read_text, ""),
+        changed=table.optional("changed", _number_reader(0, MODULES_MAX), 0),
     )
     table.reject_unknown()
+    if found.size < SIZE_MIN + found.modules * 4096:
+        raise PlanError(
+            "number_range",
+            f"{where}.size: too small for so many modules",
+            found=found.size,
+            expected=f"{SIZE_MIN + found.modules * 4096} and more",
+        )
     return found
 
 

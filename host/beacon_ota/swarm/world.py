@@ -21,6 +21,8 @@ class TrafficStats:
     offers: int = 0
     reports: int = 0
     bytes: int = 0
+    indexes: int = 0  # block indexes fetched
+    saved: int = 0  # bytes of releases that beacons had already
     resumed: int = 0
     downloading: int = 0
     alive: int = 0
@@ -46,6 +48,7 @@ class World:
     Attributes:
         seed: determines the outcome on each beacon.
         outcome_shares: of each release, by firmware id.
+        images: content of each release, by checksum: what is in the slots of beacons that have it.
     """
 
     server: ServerAddress
@@ -56,6 +59,7 @@ class World:
     expected: ExpectedCounts = field(default_factory=ExpectedCounts)
     stats: TrafficStats = field(default_factory=TrafficStats)
     outcome_shares: dict[str, OutcomeShares] = field(default_factory=dict)
+    images: dict[str, bytes] = field(default_factory=dict)
     random: Random = field(default_factory=Random)
 
     def draw_outcome(self, firmware: str, beacon: str, number: int) -> str:

@@ -1,6 +1,7 @@
 """The invariants that hold after every update (pure)."""
 
 from types import SimpleNamespace
+from typing import Any
 
 from beacon_ota.campaign.rig import invariants
 
@@ -15,10 +16,13 @@ def test_what_boots_is_a_whole_release():
 
 def test_an_update_keeps_what_is_right_and_fetches_what_is_nowhere():
     row = {"result": "success", "sectors_kept": 9, "bytes_fetched": 4096}
-    evidence = SimpleNamespace(further=[row], cost=(9, 4096))
-    assert invariants.check_next_update(evidence) == []
+
+    def check(row, cost) -> list[str]:
+        evidence: Any = SimpleNamespace(further=[row], cost=cost)
+        return invariants.check_next_update(evidence)
+
+    assert check(row, (9, 4096)) == []
     for cost in ((10, 4096), (9, 4095)):
-        assert len(invariants.check_next_update(SimpleNamespace(further=[row], cost=cost))) == 1
-    assert invariants.check_next_update(SimpleNamespace(further=[row], cost=None)) == []
-    row |= {"sectors_kept": None, "bytes_fetched": None}
-    assert len(invariants.check_next_update(evidence)) == 2
+        assert len(check(row, cost)) == 1
+    assert check(row, None) == []
+    assert len(check({**row, "sectors_kept": None, "bytes_fetched": None}, (9, 4096))) == 2

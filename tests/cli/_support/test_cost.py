@@ -42,7 +42,15 @@ def test_a_line_for_each_group_and_the_sum(capsys, monkeypatch):
 
 
 def test_nobody_needs_it(capsys):
-    assert "1 run it already" in shown(capsys, {**COST, "beacons": 0})
+    assert "1 runs it already" in shown(capsys, {**COST, "beacons": 0})
+    assert "2 run it already" in shown(capsys, {**COST, "beacons": 0, "have": 2})
+    text = shown(capsys, {**COST, "beacons": 0, "have": 0})
+    assert "no beacon of this board" in text and "already" not in text
+
+
+def test_one_beacon_needs_it(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert "1 beacon fetches 24,690 bytes" in shown(capsys, {**COST, "beacons": 1})
 
 
 def test_an_orchestrator_that_knows_no_costs(capsys):

@@ -84,6 +84,7 @@ def test_on_another_machine_what_was_halted_since_is_paused(taken, tmp_path, nam
         assert Client(server.url, token).get_rollout(rollout)["status"] == "active"
         done = call("restore", tmp / name, "--data", data)
         assert done.returncode == 2 and "data_in_use" in done.stderr
+        assert "stop that orchestrator" in done.stderr and "--workers" not in done.stderr
 
 
 def refusal(backup, data) -> BeaconOtaError:

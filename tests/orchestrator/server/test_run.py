@@ -16,8 +16,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from beacon_ota.client import Client
 from beacon_ota.errors import ReachError, UsageError
 from beacon_ota.orchestrator.clock import Clock
-from beacon_ota.orchestrator.server.listen import ListenOptions
+from beacon_ota.orchestrator.core.engine import Engine
+from beacon_ota.orchestrator.core.service import Service
+from beacon_ota.orchestrator.server import run
+from beacon_ota.orchestrator.server.listen import ListenOptions, bind_socket
 from beacon_ota.orchestrator.server.mdns import SERVICE_TYPE, mdns_announcement, reachable_addresses
+from beacon_ota.orchestrator.settings import Settings
 from tests.orchestrator.world import DEADLINE_S, Server, beacons, until, upload
 
 
@@ -124,6 +128,27 @@ def test_a_graceful_end(tmp_path, number):
         shown = server.admin().get_beacon(beacon.id)
         assert shown["version"] == "1.0.0" and shown["last_seen"]
         assert "Traceback" not in server.log()
+
+
+def test_told_to_stop_while_it_starts(tmp_path, monkeypatch):
+    """It ends as usual, and announces nothing: the socket is closed by then."""
+    start = run._UvicornServer.startup
+    shown = []
+
+    async def stop_at_once(self, sockets=None):
+        await start(self, sockets)
+        self.stop()
+
+    async def main() -> None:
+        service = Service(Settings(data=tmp_path, insecure=True), Clock())
+        listen = ListenOptions(
+            host="127.0.0.1", port=0, on_ready=lambda url, token: shown.append(url)
+        )
+        await run.run_service(service, Engine(service), bind_socket(listen), listen)
+
+    monkeypatch.setattr(run._UvicornServer, "startup", stop_at_once)
+    asyncio.run(main())
+    assert shown == []
 
 
 def test_the_clock_runs_as_fast_as_it_should():

@@ -38,15 +38,31 @@ asyncio.run(main())
 """
 
 
+UNCACHED = {"winrt": {"use_cached_services": False}}
+
+
+@pytest.mark.parametrize(
+    ("system", "on_bluez", "remembers"),
+    [("linux", True, True), ("darwin", False, True), ("win32", False, False)],
+)
+def test_what_reports_of_a_system_mean(monkeypatch, system, on_bluez, remembers) -> None:
+    monkeypatch.setattr("sys.platform", system)
+    chosen = select_radio("")
+    assert (chosen.on_bluez, chosen.remembers) == (on_bluez, remembers)
+    room = select_radio("room:/run/radio")
+    assert not room.on_bluez and not room.remembers
+
+
 def test_nothing_said_is_the_default_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(RADIO_VARIABLE, raising=False)
     chosen = select_radio()
-    assert (chosen.scanner, chosen.client, chosen.virtual) == ({}, {}, False)
+    assert (chosen.scanner, chosen.client, chosen.virtual) == ({}, UNCACHED, False)
 
 
 def test_an_adapter_by_name() -> None:
     chosen = select_radio("hci1")
-    assert chosen.scanner == chosen.client == {"bluez": {"adapter": "hci1"}}
+    assert chosen.scanner == {"bluez": {"adapter": "hci1"}} and chosen.adapter == "hci1"
+    assert chosen.client == {"bluez": {"adapter": "hci1"}, **UNCACHED}
 
 
 def test_a_radio_space() -> None:

@@ -26,15 +26,19 @@ def print_cost(client: "Client", firmware_id: str) -> None:
     if found is None:
         return
     if not found["beacons"]:
-        output.print_markup("no beacon needs it: {} run it already", found["have"])
+        have = found["have"]
+        if have:
+            runs = "1 runs" if have == 1 else f"{have:,} run"
+            output.print_markup("no beacon needs it: {} it already", runs)
+        else:
+            output.print_markup("no beacon of this board is known yet")
         return
     rows = [_describe_group(one) for one in found["groups"]]
     output.print_rows(rows, _COLUMNS, as_json=False, title="what it costs a beacon")
     full = found["full"]
     output.print_markup(
-        "{:,} beacons fetch {:,} bytes; in full it would be {:,} ({:,} bytes, {} sectors and "
-        "{} s each)",
-        found["beacons"],
+        "{} {:,} bytes; in full it would be {:,} ({:,} bytes, {} sectors and {} s each)",
+        "1 beacon fetches" if found["beacons"] == 1 else f"{found['beacons']:,} beacons fetch",
         found["bytes"],
         found["bytes_in_full"],
         full["bytes"],

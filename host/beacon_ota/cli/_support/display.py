@@ -32,6 +32,8 @@ def print_fields(fields: Mapping[str, object], title: str) -> None:
     width = max(map(len, fields), default=0)
     for name, value in fields.items():
         text = "–" if value is None or value == "" else value
+        if isinstance(value, bool):
+            text = "yes" if value else "no"
         output.print_markup("  {}  {}", name.ljust(width), text)
 
 
@@ -65,5 +67,7 @@ def print_listing(
 
     if watch:
         redraw_until(lambda: False, draw, every_s=every_s)
+    elif rows := list_rows():
+        output.console.print(output.build_table(rows, columns, optional=optional))
     else:
-        output.console.print(draw())
+        output.print_markup("none")

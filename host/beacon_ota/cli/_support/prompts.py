@@ -1,6 +1,8 @@
 """Prompts, step lines and progress of the commands; scripts without a terminal are never asked."""
 
+import contextlib
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -33,6 +35,7 @@ _STEP_LABELS = {
     "again": "Once more:",
     "mistaken": "Not what you said:",
 }
+REPEAT_S = 0.2  # after which a signal that did not end a prompt is sent again
 _SLOW_STEPS = ("registering", "configuring", "joining", "waiting")
 
 
@@ -63,7 +66,8 @@ def _interruptible() -> Iterator[None]:
     if own:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        yield
+        with _repeated_signals() if own else contextlib.nullcontext():
+            yield
     except typer.Abort as error:
         if isinstance(error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
@@ -71,6 +75,38 @@ def _interruptible() -> Iterator[None]:
     finally:
         if own:
             signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _repeated_signals() -> Iterator[None]:
+    """Send an interrupt again while a signal has not ended the block.
+
+    One that comes while the terminal is made ready for a line is noticed with the next key only.
+    """
+    if not hasattr(signal, "pthread_kill"):
+        yield
+        return
+    over = threading.Event()
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+    before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+
+    def repeat() -> None:
+        receiver.recv(1)
+        while not over.wait(REPEAT_S):
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    repeater = threading.Thread(target=repeat, daemon=True)
+    repeater.start()
+    try:
+        yield
+    finally:
+        over.set()
+        signal.set_wakeup_fd(before)
+        sender.send(b"\0")
+        repeater.join()
+        receiver.close()
+        sender.close()
 
 
 def read_first_line(file: Path | None) -> str:

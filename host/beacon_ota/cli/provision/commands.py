@@ -64,12 +64,19 @@ def scan_beacons(
     from beacon_ota.provision import scan
 
     opened = _open_radio(radio)
-    found = run_with_radio(opened, scan.collect_sightings(opened, seconds))
+    with output.error_console.status(f"listening for {seconds:g} s …"):
+        heard = run_with_radio(opened, scan.hear_beacons(opened, seconds))
+    found = heard.beacons()
     rows = [one.as_dict() for one in found if everybody or one.open]
     output.print_rows(rows, _SCAN_COLUMNS, as_json=json)
     left_out = len(found) - len(rows)
     if left_out and not json:
         output.print_markup("and {} that cannot be provisioned now (--all)", left_out)
+    if not heard.reports:
+        output.print_markup(
+            "[yellow]no Bluetooth device at all was heard: go nearer; is Bluetooth on?[/]",
+            to=output.error_console,
+        )
 
 
 @app.command("wifi")

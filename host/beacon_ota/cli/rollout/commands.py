@@ -52,7 +52,7 @@ ReleaseName = Annotated[
         autocompletion=complete_names("release"),
     ),
 ]
-_COLUMNS = ("rollout_id", "name", "status", "reason", "progress", "healthy", "failed", "created")
+_COLUMNS = ("rollout_id", "name", "status", "reason", "share", "healthy", "failed", "created")
 _TRANSITION_COLUMNS = ("at", "kind", "wave", "stage", "reason", "detail", "actor")
 _ATTEMPT_COLUMNS = (
     "beacon_id",

@@ -27,12 +27,12 @@ _WAVE_COLUMNS = (
 
 
 def summarize_rollout(found: "Json") -> "Json":
-    """Return the row of a rollout in a list: its progress, and how many beacons came through."""
+    """Return the row of a rollout in a list: the open share of each wave, and the results."""
     total = found["total"] or {}
     waves = found["waves"]
     return {
         **found,
-        "progress": " ".join(f"{wave['share']:.0%}" for wave in waves),
+        "share": " ".join(f"{wave['share']:.0%}" for wave in waves),
         "healthy": found["results"].get("success", 0),
         "failed": total.get("failed"),
         "created": local_time(found["created_at"]),

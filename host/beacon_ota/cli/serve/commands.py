@@ -64,6 +64,7 @@ def serve_orchestrator(
             typer.echo(json.dumps({"url": url, "token": token, "data": str(data)}))
         else:
             _print_greeting(url, token, token_file, trust.insecure)
+            output.print_markup("data in [cyan]{}[/]", data.absolute())
         sys.stdout.flush()
 
     settings = Settings(

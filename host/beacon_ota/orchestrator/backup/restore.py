@@ -76,7 +76,9 @@ def _refuse(data: Path) -> None:
     if not data.is_dir():
         raise UsageError("data_unusable", f"{data} is no folder", found=str(data))
     with (
-        folder.lock_folder(data) if (data / folder.LOCK_FILE).exists() else contextlib.nullcontext()
+        folder.lock_folder(data, instead="another --data, or stop that orchestrator first")
+        if (data / folder.LOCK_FILE).exists()
+        else contextlib.nullcontext()
     ):
         there = sorted(file.name for file in data.iterdir() if file.name not in _IGNORED)
     if there:

@@ -46,9 +46,22 @@ class Problem(BeaconOtaError):
         self.headers = headers or {}
 
 
+# The commands that list objects.
+_LISTED = {name: name for name in ("beacon", "mirror", "rollout", "site", "token")} | {
+    "firmware": "release"
+}
+
+
 def not_found(what: str, name: str) -> Problem:
     """Return the refusal (404) for an object that does not exist."""
-    return Problem(404, f"{what}_unknown", f"there is no {what} {name!r}", found=name)
+    listed = _LISTED.get(what)
+    return Problem(
+        404,
+        f"{what}_unknown",
+        f"there is no {what} {name!r}",
+        found=name,
+        expected=listed and f"one of `beacon-ota {listed} list`",
+    )
 
 
 def status_of(error: BeaconOtaError) -> int:

@@ -35,7 +35,7 @@ _FAILURES = ("failures_in_a_row", "failure_share")
 
 
 class MirrorEngine(Engine):
-    """The engine of a mirror: settles the attempts of its own beacons, and may stop, not go on."""
+    """The engine of a mirror: ends attempts of its beacons; may halt rollouts, not advance them."""
 
     async def _evaluate_rollout(self, entry: RolloutEntry) -> None:
         now = self.service.clock.now()
@@ -56,7 +56,7 @@ class MirrorEngine(Engine):
                 await self._halt_here(entry, change)
                 await self._conclude_attempts(entry, now)
                 break
-        # What the primary would do is no reason to look: only what comes of silence.
+        # Moves that only the primary makes are no reason to wake up; silent beacons are.
         entry.due = next_due_at(entry.rollout, entry.state, counts, now)
         if entry.due is not None and entry.due <= now:
             entry.due = None
@@ -73,7 +73,7 @@ class MirrorEngine(Engine):
     async def _commit_transitions(
         self, entry: RolloutEntry, state: RolloutState, revision: int, made: Sequence[Transition]
     ) -> None:
-        """Record a halt of ours; the rollout's revision stays the primary's."""
+        """Record a halt made here; the rollout keeps the revision that the primary gave it."""
         rollout_id = entry.rollout.plan.rollout_id
         release = self.service.fleet.releases[entry.rollout.plan.release.firmware_id]
         basis = rollouts.Basis(revision, state.status.value, release.state)
@@ -122,17 +122,17 @@ class MirrorEngine(Engine):
     def _not_at_mirrors(
         self, entry: RolloutEntry, silent: list[Attempt], now: float
     ) -> list[Attempt]:
-        return silent  # what stops a release here cannot wait for the primary
+        return silent  # a halt here cannot wait for the primary
 
     async def review_halt(self, rollout_id: str, doubt: outbox.HaltReview) -> None:
-        """Look again at a halt of ours, now that the primary has said what it knows.
+        """Reconsider a halt made here, now that the primary has answered.
 
-        It holds unless beacons that had been given up here went on elsewhere, and what is left
-        would not have halted it.
+        The halt is lifted only if beacons that were given up here went on at another orchestrator,
+        and the remaining failures would not have halted the rollout.
 
         Args:
-            doubt: what it rests on, as it was before the exchange. What has ended since, by
-                whomever, the primary has not heard: it is told first.
+            doubt: the attempts on which the halt rests, as read before the exchange. If one of
+                them has ended since, the review waits until that end has been sent.
         """
         entry = self.service.fleet.rollouts.get(rollout_id)
         lost, why = doubt.lost, None
@@ -166,10 +166,10 @@ def _record_halts(
     changes: Sequence[Transition],
     lost: list[str],
 ) -> list[Fields]:
-    """Record halts of ours, to be told to the primary; return the events.
+    """Record halts made here, to be sent to the primary; return the events.
 
     Args:
-        lost: attempts that were given up, and that a halt may rest on.
+        lost: attempts that were given up and on which a halt may rest.
     """
     told = []
     for change in due_stops(state, changes):

@@ -1,7 +1,7 @@
-"""Writes down what the primary sends to a mirror, and acts on it.
+"""Stores the state that the primary sends to a mirror, and applies it.
 
-Stops of the primary take effect here in memory first, so that they hold even if the disk takes
-nothing. A rollout whose image is not here yet waits for it; its stops do not.
+Stops by the primary take effect here in memory first, so that they hold even if the disk is full.
+A rollout whose image is not here yet waits for the image; its stops do not wait.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from beacon_ota.orchestrator.rollout.types import Kind, Status, Transition
 
 log = logging.getLogger("beacon_ota.orchestrator")
 
-_STOPPED = {  # what a rollout that stands so was stopped by
+_STOPPED = {  # by status, the kind of transition that led to it
     Status.PAUSED: Kind.PAUSED,
     Status.HALTED: Kind.HALTED,
     Status.ABORTED: Kind.ABORTED,
@@ -38,13 +38,13 @@ _STOPPED = {  # what a rollout that stands so was stopped by
 
 
 class GivenState:
-    """What the primary gave last, as far as it is in force here.
+    """The primary's last state, as far as it is in force here.
 
     Attributes:
-        moves: up to which move of the primary's rollouts this mirror acts.
-        fault: what of the primary's word cannot be read here, in a sentence; "" when all can be.
-        waiting: an answer that is not wholly taken yet; lacking: releases of it, by id, that wait
-            for their images.
+        moves: the newest move of the primary's rollouts that is in force here.
+        fault: a sentence that names the first row this release cannot read; "" when there is none.
+        waiting: an answer of which releases still wait for their images; None when there is none.
+        lacking: the ids of those releases.
     """
 
     def __init__(self, service: Service, engine: MirrorEngine, images: Images):
@@ -53,24 +53,25 @@ class GivenState:
         self.fault = ""
         self.waiting: PrimaryAnswer | None = None
         self.lacking: set[str] = set()
-        self._sound_there: set[str] = set()  # releases, as the primary said last
+        self._sound_there: set[str] = set()  # ids of sound releases, by the primary's last answer
 
     def note_sound(self, rows: list[Fields]) -> None:
-        """Note which releases are whole at the primary; an answer that waited is superseded."""
+        """Note which releases are sound at the primary; a waiting answer is superseded."""
         self._sound_there = {row["id"] for row in rows if _is_sound(row)}
         self.waiting = None
 
     def is_damaged_here(self) -> bool:
-        """Tell whether an image is damaged here that is sound, as far as we know, elsewhere."""
+        """Tell whether an image is damaged here that is sound by the primary's last answer."""
         return any(
             one.row["damaged_at"] is not None and one.row["id"] in self._sound_there
             for one in self.service.fleet.releases.values()
         )
 
     async def apply(self, given: PrimaryAnswer) -> None:
-        """Write down what the primary gives, and act on it; images that lack come later.
+        """Store the primary's state and apply it; missing images are fetched later.
 
-        A rollout that is here already is moved at once, whatever lacks: no halt waits for that.
+        A rollout that is here already is moved at once, even if images are missing, so that no
+        halt waits for a download.
         """
         state = given.state
         assert state is not None
@@ -100,8 +101,8 @@ class GivenState:
         self.waiting = given if lacking else None
 
     def owes_attempts(self, given: PrimaryAnswer) -> bool:
-        """Tell whether attempts of our own wait for their image: they are given only to who asks
-        for everything, so that is asked for until they are taken.
+        """Tell whether this mirror's own attempts wait for their image. The primary sends them only
+        in answer to a request for everything, so the mirror repeats it until they are stored.
         """
         assert given.state is not None
         return any(
@@ -110,9 +111,9 @@ class GivenState:
         )
 
     def _hold_stops(self, state: Fields) -> None:
-        """Stop in memory what the primary has stopped, before that is written down, if it can be.
+        """Apply the primary's stops in memory, before the state is stored or if it cannot be.
 
-        What an earlier word of the primary stopped so, and this one does not, goes on.
+        A stop in memory that came from an earlier answer, and is not in this one, is dropped.
         """
         board = self.service.stops
         given = {row["id"]: load_state(row["state"]).status for row in state["rollouts"]}
@@ -133,7 +134,7 @@ class GivenState:
         self.service.sync_stops()
 
     def _drop_stops(self) -> None:
-        """What the primary has stopped is written down, and holds by itself."""
+        """Drop the primary's stops from memory: the database has them now."""
         board = self.service.stops
         for key, those in board.to_store().items():
             board.drop(key, [one for one in those if _is_of_primary(one)])
@@ -176,7 +177,7 @@ def _is_sound(row: Fields) -> bool:
 def _write_given(
     conn: Connection, given: PrimaryAnswer, without: set[str], fetched: set[str]
 ) -> Fields:
-    """Write down what the primary gave; returns all rows as they are now."""
+    """Store the primary's state; return all rows as they are now."""
     assert given.state is not None
     outbox.import_state(conn, given.state, without, fetched, given.unread)
     if given.moves:

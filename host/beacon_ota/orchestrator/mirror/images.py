@@ -21,16 +21,16 @@ from beacon_ota.orchestrator.releases import validate
 
 log = logging.getLogger("beacon_ota.orchestrator")
 
-PIECE = 1024  # of an image: what is left of one when the line breaks is lost
-BAD_S = 300.0  # before an image that was refused is fetched again
-AGAIN_S = 2.0  # before one is that broke off; of the wall clock
+PIECE = 1024  # bytes of an image per read; an incomplete piece is lost when the line breaks
+BAD_S = 300.0  # until an image that was refused is fetched again
+AGAIN_S = 2.0  # until a download that broke off is resumed, in real (unscaled) seconds
 
 
 class Images:
-    """What is wanted, and what has come.
+    """The images that are wanted, and those that have arrived.
 
     Args:
-        client: of the primary, and of nobody else: a download holds its connection.
+        client: a client for the primary, used for nothing else: a download occupies its connection.
     """
 
     def __init__(self, service: Service, client: Client):
@@ -39,7 +39,7 @@ class Images:
         self._wanted: dict[str, Fields] = {}  # rows of releases, by id
         self._bad: dict[str, float] = {}  # images that were refused, and until when
         self._wake = asyncio.Event()
-        self.fetched: set[str] = set()  # releases whose images have come, and are not taken yet
+        self.fetched: set[str] = set()  # images here, release rows not stored yet
         self.faults: dict[str, BeaconOtaError] = {}  # by the release's id
         self.on_fetched = lambda: None
 
@@ -48,7 +48,7 @@ class Images:
         self.service.run_in_background(self._fetching())
 
     def want(self, rows: list[Fields]) -> None:
-        """Fetch these releases' images, and forget others that were wanted."""
+        """Fetch these releases' images, and no longer any others."""
         self._wanted = {row["id"]: row for row in rows}
         self.faults = {key: error for key, error in self.faults.items() if key in self._wanted}
         self._wake.set()
@@ -63,7 +63,7 @@ class Images:
         return not await asyncio.to_thread(self.service.blobs.has, row["blob"])
 
     def wake(self) -> None:
-        """Try again what broke off: the line is there."""
+        """Resume downloads that broke off, as the primary can be reached again."""
         if self._wanted:
             self._wake.set()
 
@@ -81,7 +81,7 @@ class Images:
                 left |= not await self._try(row)
 
     async def _try(self, row: Fields) -> bool:
-        """Fetch an image; False when it is to be tried again."""
+        """Fetch an image; return False when the fetch must be tried again."""
         key = row["id"]
         if self._bad.get(row["blob"], 0.0) > time.monotonic():
             return False
@@ -106,7 +106,7 @@ class Images:
         return True
 
     async def _fetch(self, row: Fields) -> None:
-        """Have the image of a release here, examined like an upload."""
+        """Fetch the image of a release and examine it like an upload."""
         blobs = self.service.blobs
         mine = self.service.fleet.releases.get(row["id"])
         if mine is not None and mine.row["damaged_at"] is not None:

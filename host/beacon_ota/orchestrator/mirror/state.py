@@ -22,7 +22,7 @@ from beacon_ota.orchestrator.rollout.types import Result, Site
 from beacon_ota.orchestrator.rollout.windows import Places
 from beacon_ota.wire.shapes import is_hex
 
-PROTOCOL = 1  # of the exchange; raised when the other side would misunderstand
+PROTOCOL = 1  # version of the exchange; increased when the other side would misunderstand it
 MOVES = 64  # characters
 _RELEASE_STATES = ("testing", "stable", "deprecated")
 _TABLES = {
@@ -36,16 +36,18 @@ _FAULTS = (BeaconOtaError, ValueError, TypeError, KeyError, AttributeError, Inde
 
 
 class PrimaryAnswer(NamedTuple):
-    """What a primary has answered.
+    """A primary's answer.
 
     Attributes:
-        seq: of the last change that it has taken.
-        etag: of the state; ``state``: the tables' rows, None when they are what the mirror has.
-        moves: up to which move of a rollout the state is; "" from a primary that does not say.
-        server_time: UTC seconds, by the primary's clock; None when it does not say.
-        version: of the primary.
-        unread: the rows that this release cannot read, by table: id, and why.
-        again: nothing was taken: all is to be told, under a new epoch. Nothing else is said then.
+        seq: the number of the last change that the primary has taken.
+        etag: the tag of the state.
+        state: the rows of the tables; None when the mirror has them already.
+        moves: the newest move of a rollout in the state; "" from a primary that does not send it.
+        server_time: UTC seconds, by the primary's clock; None when the primary does not send it.
+        version: the primary's release.
+        unread: by table, the rows that this release cannot read: id, and the reason.
+        again: the primary took no change, and the mirror must send everything under a new epoch.
+            The other fields are empty then.
     """
 
     seq: int
@@ -58,7 +60,7 @@ class PrimaryAnswer(NamedTuple):
     again: bool = False
 
     def fault(self) -> str:
-        """Return the first row that cannot be read, in a sentence; "" when all can be."""
+        """Return a sentence that names the first unreadable row; "" when there is none."""
         for table, rows in self.unread.items():
             for key, why in rows.items():
                 more = sum(map(len, self.unread.values())) - 1
@@ -102,7 +104,7 @@ def read_answer(reply: Any) -> PrimaryAnswer:
     when = float(at) if isinstance(at, int | float) and not isinstance(at, bool) else None
     unread: dict[str, dict[str, str]] = {}
     found = None if state is None else _state(state, unread)
-    again = reply.get("again") is True  # an older primary does not say it
+    again = reply.get("again") is True  # an older primary does not send it
     return PrimaryAnswer(seq, etag, found, moves, when, version, unread, again)
 
 
@@ -135,7 +137,7 @@ def _why(error: Exception) -> str:
 
 
 def _leave_out(found: Fields, unread: dict[str, dict[str, str]]) -> None:
-    """Leave out what hangs on a row that cannot be read."""
+    """Leave out the rows that refer to an unreadable row."""
     kept = []
     for row in found["rollouts"]:
         if row["firmware_id"] in unread.get("firmwares", ()):
@@ -152,7 +154,7 @@ def _leave_out(found: Fields, unread: dict[str, dict[str, str]]) -> None:
 
 
 def _row(table: Table, row: Fields) -> Fields:
-    """Return the columns that there are of a row, each of its kind."""
+    """Return the known columns of a row, each of its type."""
     found: Fields = {}
     for column in table.columns:
         if column.name not in row:
@@ -184,7 +186,7 @@ def _fits(kind: Any, value: Any, nullable: bool) -> bool:
     return isinstance(kind, Integer) and isinstance(value, int) and abs(value) < 1 << 63
 
 
-# ---- what pages, decisions and the next start read in a row ----
+# ---- the contents of a row, which pages, decisions and the next start read ----
 
 
 def _site(row: Fields) -> None:
@@ -208,7 +210,7 @@ def _firmware(row: Fields) -> None:
         try:
             check_blocks(row["blocks"], row["size"])
         except InputError:
-            row["blocks"] = None  # a hint: beacons do without
+            row["blocks"] = None  # a hint that beacons do not need
 
 
 def _rollout(row: Fields) -> None:

@@ -1,10 +1,11 @@
 """``serve --upstream URL``: a mirror, the orchestrator on a site's LAN.
 
 A mirror has a database of its own, and serves the beacons of its site by the same code as the
-primary, within the stages that the primary has opened. It opens none itself, but it can stop: when
-failures among its own beacons trip a gate, it withholds the release at once, and the primary halts
-the rollout everywhere as soon as it hears of that. The mirror reports all that its beacons do, in
-order and once; while the uplink is down the reports wait in the database, also through restarts.
+primary, within the stages that the primary has opened. A mirror opens no stages, but it can halt a
+rollout: when failures among its own beacons trip a gate, it withholds the release at once, and the
+primary halts the rollout everywhere as soon as it receives the halt. The mirror sends each change
+to the primary once and in order. While the uplink is down, the changes wait in the database, also
+through restarts.
 """
 
 import asyncio
@@ -33,21 +34,21 @@ from beacon_ota.orchestrator.mirror.images import Images
 
 log = logging.getLogger("beacon_ota.orchestrator")
 
-SYNC_S = 2.0  # of the wall clock, between two exchanges with the primary
+SYNC_S = 2.0  # between two exchanges with the primary, in real (unscaled) seconds
 _TIMEOUT_S = (5.0, 30.0)
 _ITEMS = 500
-_BYTES = 128 * 1024  # of an exchange's changes; the primary takes twice that
-_LEASE = "mirror.lease"  # the setting in which it is kept
-_NEVER = ("token_wrong", "not_a_mirror")  # the primary knows this mirror no more
-_VAIN = ("unreachable", "mirror_protocol")  # whatever is told
+_BYTES = 128 * 1024  # limit of an exchange's changes; the primary takes twice that
+_LEASE = "mirror.lease"  # the setting that stores the lease
+_NEVER = ("token_wrong", "not_a_mirror")  # the primary does not know this mirror any more
+_VAIN = ("unreachable", "mirror_protocol")  # errors that do not depend on the changes sent
 
 
 class Mirror:
     """The exchange with the primary, in the background.
 
     Attributes:
-        error: code of what is wrong with the exchange, None while it works; ``why`` says it.
-        skew_s: this clock's lead over the primary's; 0 while the line hides it.
+        error: code of the exchange's failure, None while it works; ``why`` is the message.
+        skew_s: this clock's lead over the primary's; 0 while it is less than the uplink's delay.
     """
 
     def __init__(self, service: Service, engine: MirrorEngine):
@@ -61,16 +62,16 @@ class Mirror:
         self.lease: Lease = service.lease or Lease(given.lease_s, service.clock)
         self._epoch = ""
         self._have = ""
-        self._news = True  # something was given that the primary may forget: that is to be noticed
+        self._news = True  # send a mark even without changes: a primary restored later lacks it
         self.given = GivenState(service, engine, self.images)
         self._wake = asyncio.Event()
         self.error: str | None = None
         self.why = ""
         self.failing_since: float | None = None
         self.skew_s: float | None = None
-        self._over = False  # as the log was told
-        self.contact: float | None = None  # the last exchange that worked
-        self.told_at: float | None = None  # when nothing was left to tell
+        self._over = False  # whether the log says that the lease is over
+        self.contact: float | None = None  # time of the last exchange that worked
+        self.told_at: float | None = None  # when no change was left to send
         self.backlog = 0
 
     def start(self) -> None:
@@ -87,28 +88,28 @@ class Mirror:
         self.contact = self.lease.contact
 
     def wake(self) -> None:
-        """Do not wait for the next exchange."""
+        """Begin the next exchange at once."""
         self._wake.set()
 
     @property
     def hands_out(self) -> bool:
-        """Whether releases are offered to anybody new."""
+        """Whether new attempts are offered."""
         return not self.lease.is_over()
 
     def lag_s(self) -> float | None:
-        """Return for how long something has been waiting to be told; None before the first time."""
+        """Return for how long changes have waited to be sent; None before all were sent once."""
         if self.told_at is None:
             return None
         return self.service.clock.now() - self.told_at if self.backlog else 0.0
 
     def trouble(self) -> tuple[str, str] | None:
-        """Return what is wrong, a code and a sentence; None when all is well."""
+        """Return the present problem as a code and a sentence; None when there is none."""
         if self.error is not None:
             return self.error, self.why
         return self._lasting()
 
     def _lasting(self) -> tuple[str, str] | None:
-        """Return what is wrong beside the exchange itself."""
+        """Return a problem other than a failure of the exchange; None when there is none."""
         if self.given.fault:
             return "state_unread", self.given.fault
         for firmware_id, error in list(self.images.faults.items()):
@@ -118,12 +119,12 @@ class Mirror:
         return None
 
     def status(self) -> Fields:
-        """Return what the mirror says of itself; at most 16 fields, or older primaries refuse."""
+        """Return the mirror's status; at most 16 fields, as older primaries refuse more."""
         lag = self.lag_s()
-        # Whoever hears this is not out of reach.
+        # A primary that receives this status is not out of reach.
         trouble = self._lasting() if self.error == "unreachable" else self.trouble()
         releases = list(self.service.fleet.releases.values())
-        releases.sort(key=lambda one: one.row["uploaded_at"])  # those of all types, newest last
+        releases.sort(key=lambda one: one.row["uploaded_at"])  # all device types, newest last
         return {
             "backlog": self.backlog,
             "lag_s": None if lag is None else round(lag, 1),
@@ -139,7 +140,7 @@ class Mirror:
         }
 
     def health(self) -> Fields:
-        """Return how the mirror is, for whoever probes it: nothing in it is secret."""
+        """Return the mirror's health for a probe without a token: nothing in it is secret."""
         trouble = self.trouble()
         return {
             "in_step": self.error is None and not self.given.fault and self.contact is not None,
@@ -176,14 +177,14 @@ class Mirror:
                 if error.code in _NEVER:
                     self.lease.revoke(error.code)
                 if isinstance(error, DeniedError | UsageError | InputError):
-                    pause = 10 * SYNC_S  # it will not be otherwise in a moment
+                    pause = 10 * SYNC_S  # an early retry would fail the same way
             except Exception as error:
                 if self._fails("internal", f"the exchange failed: {error!r}"):
                     log.exception("the exchange with the primary failed")
             await self._mind_the_lease()
 
     def _fails(self, code: str, why: str) -> bool:
-        """Note what is wrong; tell whether that is news."""
+        """Note a failure of the exchange; tell whether it differs from the last one."""
         news = (self.error, self.why) != (code, why)
         if self.failing_since is None:
             self.failing_since = self.service.clock.now()
@@ -191,7 +192,7 @@ class Mirror:
         return news
 
     def _say_the_lease(self) -> None:
-        """Log that the lease is over, or goes on, when that is news."""
+        """Log when the lease has ended, or been renewed, since the last call."""
         over = self.lease.is_over()
         if over and not self._over:
             log.warning(
@@ -213,11 +214,11 @@ class Mirror:
                 log.exception("the lease could not be written down")
 
     async def exchange(self) -> None:
-        """Tell what is new, and take what is new, until both sides are even.
+        """Send new changes and take the primary's, until neither side has any left.
 
         Raises:
-            BeaconOtaError: whatever the primary or the way to it says.
-            StorageError: nothing can be written down here; the primary was told so.
+            BeaconOtaError: the primary refused, or cannot be reached.
+            StorageError: the database here takes nothing; the primary was informed.
         """
         try:
             await self._exchange()
@@ -233,20 +234,20 @@ class Mirror:
         begun = confirmed = False
         more = True
         while more:
-            doubted = await db.read(outbox.halts_to_review)  # before what they rest on is read
+            doubted = await db.read(outbox.halts_to_review)  # before the changes are read
             self.backlog = await db.read(outbox.backlog_size)
             items, more = _fitting(await db.read(outbox.read_batch, _ITEMS))
             telling = bool(items) or self._news
             after, mark = await (db.write if telling else db.read)(outbox.next_exchange, telling)
             if any(item.what == "halts" for item in items):
-                self._have = ""  # what comes of them is to be heard, whatever it is
+                self._have = ""  # ask for the full state, to learn the outcome of the halts
             moves = self.given.moves
             began = self.service.clock.now()
             reply, refused = await self._tell(items, after, mark)
             given = await asyncio.to_thread(mirror_state.read_answer, reply)
-            if given.again:  # before anything of it is in force: it gives nothing
+            if given.again:  # first of all, as such an answer contains no state
                 if refused is not None and not isinstance(refused, InputError):
-                    raise refused  # it may have been taken all the same: told again by its mark
+                    raise refused  # perhaps it was taken all the same: send it again by its mark
                 if begun:
                     raise ReachError("mirror_parted", "the primary takes nothing of what is told")
                 log.warning("the primary has not taken what it should have; all is told again")
@@ -264,18 +265,18 @@ class Mirror:
                 if not self.given.owes_attempts(given):
                     self._have = given.etag
             elif self.given.waiting is None and self.given.is_damaged_here():
-                self._have = ""  # ask for everything: it is to be fetched again
+                self._have = ""  # ask for everything, to fetch the image again
             if given.moves and given.moves != self.given.moves and given.state is None:
-                await db.write(outbox.set_moves, given.moves)  # of what does not concern us
+                await db.write(outbox.set_moves, given.moves)  # moves at other sites
                 self.given.moves = given.moves
-            # What was told at `began` was answered, and is in force here.
+            # The exchange sent at `began` was answered, and the answer is in force here.
             self.contact = self.service.clock.now()
             self.lease.renew(began)
             self.images.wake()
             if refused is not None:
                 raise refused
             more = more or await self._review(doubted)
-            more = more or moves != self.given.moves  # that it is done is told at once
+            more = more or moves != self.given.moves  # confirm the move at once
             if self._news and not confirmed:
                 more = confirmed = True
         self.backlog = await db.read(outbox.backlog_size)
@@ -283,20 +284,21 @@ class Mirror:
             self.told_at = self.service.clock.now()
 
     async def _complain(self, error: StorageError) -> None:
-        """Say that nothing can be written down here; what the primary has to say may be, again.
+        """Report that the database here takes nothing; then try once more to apply the answer.
 
-        Nothing else is told, and there is more to tell than what waits.
+        No changes are sent. The backlog is reported as one more than the changes that wait, so
+        that the primary does not take it for empty.
         """
         self._fails(error.code, str(error))
         self.backlog = await self.service.db.read(outbox.backlog_size) + 1
-        # An exchange that waits for its end here may have been taken there: it is named again.
+        # The primary may have taken an exchange that is not acknowledged here: name it again.
         after, mark = await self.service.db.read(outbox.next_exchange, False)
         given = await asyncio.to_thread(mirror_state.read_answer, await self._call([], after, mark))
         if not given.again and given.state is not None:
             await self._take(given)
 
     async def _review(self, doubted: dict[str, outbox.HaltReview]) -> bool:
-        """Look at halts that were not told yet, all else being told; True: go on at once."""
+        """Reconsider halts that were not sent yet; return True to exchange again at once."""
         for rollout_id, doubt in doubted.items():
             await self.engine.review_halt(rollout_id, doubt)
         if doubted:
@@ -306,10 +308,10 @@ class Mirror:
     async def _tell(
         self, items: list[outbox.Item], after: str, mark: str
     ) -> tuple[Any, BeaconOtaError | None]:
-        """Make one call; return the answer, and the refusal of what was told, if it was refused.
+        """Send changes; return the answer, and the refusal if the changes were refused.
 
-        Then nothing is told with a second call: what the primary has to say, a halt most of all,
-        must arrive all the same, and it must hear what is wrong here.
+        After a refusal, a second call sends the status without changes: the primary must learn of
+        the failure, and its state, above all a halt, must still arrive here.
         """
         try:
             return await self._call(items, after, mark), None
@@ -332,10 +334,10 @@ class Mirror:
         return await asyncio.to_thread(self._client.call, "POST", "/api/mirror/sync", json=body)
 
     def _measure(self, began: float, given: mirror_state.PrimaryAnswer) -> None:
-        """Compare the clocks: the answer was dated somewhere between question and arrival."""
+        """Compare the clocks: the answer was dated between the request and its arrival."""
         clock = self.service.clock
         if given.server_time is None or clock.scale != 1.0:
-            return  # scaled clocks begin where they like
+            return  # scaled clocks begin at any time
         now = clock.now()
         off, unsure = (began + now) / 2 - given.server_time, abs(now - began) / 2
         skew = off if abs(off) > unsure else 0.0
@@ -347,15 +349,15 @@ class Mirror:
         self.skew_s = skew
 
     async def _take(self, given: mirror_state.PrimaryAnswer) -> None:
-        """Have what the primary gives written down and in force; images that lack come later."""
-        self._have = ""  # until it is written down
+        """Store and apply the primary's state; missing images are fetched later."""
+        self._have = ""  # until the state is stored
         await self.given.apply(given)
         self._news |= not self.given.lacking
         self.engine.wake()
 
 
 def _fitting(items: list[outbox.Item]) -> tuple[list[outbox.Item], bool]:
-    """Return as many as one exchange holds, and whether there are more."""
+    """Return as many changes as fit into one exchange, and whether more remain."""
     size = 0
     for index, item in enumerate(items):
         size += len(json.dumps(item.row)) + 64

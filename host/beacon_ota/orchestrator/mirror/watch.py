@@ -11,11 +11,11 @@ from beacon_ota.orchestrator.db.tables import Fields, events, mirror_watch, mirr
 
 log = logging.getLogger("beacon_ota.orchestrator")
 
-LOOK_S = 5.0  # of the wall clock, between two looks
+LOOK_S = 5.0  # between two rounds, in real (unscaled) seconds
 
 
 class Turn(NamedTuple):
-    """A mirror that has become well, or is not any more."""
+    """A change of a mirror's health: it has become healthy or unhealthy."""
 
     name: str
     verdict: mirror_watch.MirrorHealth
@@ -23,7 +23,7 @@ class Turn(NamedTuple):
 
 
 class MirrorWatch:
-    """The background task of whichever process leads."""
+    """The background task of the leading process."""
 
     def __init__(self, service: Service):
         self.service = service
@@ -44,7 +44,7 @@ class MirrorWatch:
                     log.error("the mirrors could not be looked after: %s", error)
 
     async def look(self) -> None:
-        """Judge every mirror, and tell of those about which there is news."""
+        """Judge every mirror, and record an event for each whose health has changed."""
         now = self.service.clock.now()
         if not await self.service.db.read(_has_news, now):
             return
@@ -66,7 +66,7 @@ class MirrorWatch:
 
 
 def judge_mirrors(conn: Connection, now: float) -> list[tuple[Fields, mirror_watch.MirrorHealth]]:
-    """Return the mirrors in use, by name, and how each is."""
+    """Return the mirrors in use, by name, each with its health."""
     every = mirrors.list_all(conn)
     needed = mirror_watch.settled(conn, now) if every else 0
     return [(row, mirror_watch.judge_mirror(row, now, needed)) for row in every]
@@ -84,7 +84,7 @@ def _turn(conn: Connection, now: float) -> list[Turn]:
         before = row["watch"].get("health")
         if verdict.word == before:
             continue
-        # A mirror that was silent has been so since it was last heard.
+        # A silent mirror has been silent since it was last heard from.
         since = row["seen_at"] if verdict.word == "silent" else now
         mirror_watch.update_watch(conn, row["id"], health=verdict.word, since=since)
         was_well = before in (None, mirror_watch.OK, mirror_watch.NEVER)

@@ -439,7 +439,12 @@ def _check_selector(wave: Wave, sites: Collection[str] | None) -> None:
         )
     for path in selector.sites:
         if sites is not None and path not in sites:
-            raise PlanError("site_unknown", f"wave {wave.name!r}: no such site", found=path)
+            raise PlanError(
+                "site_unknown",
+                f"wave {wave.name!r}: no such site; add it first",
+                found=path,
+                expected="a site of `beacon-ota site list`",
+            )
 
 
 def _overlap(one: Selector, other: Selector) -> bool:

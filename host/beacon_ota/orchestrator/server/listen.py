@@ -1,6 +1,7 @@
 """The options of a listener, and its bound socket."""
 
 import asyncio
+import errno
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -56,10 +57,12 @@ def bind_socket(
         sock.bind((listen.host, listen.port if port is None else port))
         return sock
     except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
         raise ReachError(
-            "address_in_use" if error.errno == 98 else "address_unusable",
+            "address_in_use" if taken else "address_unusable",
             f"cannot listen on {listen.host}:{listen.port}: {error.strerror}",
             found=f"{listen.host}:{listen.port}",
+            expected="another --port, or the end of what listens there" if taken else None,
         ) from None
 
 

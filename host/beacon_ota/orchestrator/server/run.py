@@ -107,6 +107,7 @@ async def run_service(
     cluster = Cluster(service, engine, dispatcher) if service.shared else None
     if cluster is not None:
         cluster.note_position()
+    url = url_of(listen, sock)
     await service.start()
     try:
         engine.start()
@@ -114,7 +115,7 @@ async def run_service(
         if cluster is not None:
             cluster.start()
         if service.settings.upstream:
-            _start_mirror(service, engine, url_of(listen, sock))
+            _start_mirror(service, engine, url)
         else:
             MirrorWatch(service).start()
         certificate = _load_certificate(listen)
@@ -157,9 +158,9 @@ async def run_service(
         await asyncio.wait((serving, waiting), return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
         try:
-            if ready.is_set():
+            if ready.is_set() and not server.should_exit:  # told to stop while it started
                 async with mdns_announcement(listen, sock):
-                    await _announce_ready(service, listen, url_of(listen, sock))
+                    await _announce_ready(service, listen, url)
                     stopping = asyncio.create_task(listen.stop.wait())
                     await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
                     stopping.cancel()

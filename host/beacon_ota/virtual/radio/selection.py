@@ -39,12 +39,17 @@ class RadioSelection:
         return not self.virtual and sys.platform == "linux"
 
     @property
-    def remembers(self) -> bool:
-        """Whether reports are those of BlueZ or CoreBluetooth.
+    def renews(self) -> bool:
+        """Whether a scan has to begin anew now and then, with any real adapter.
 
-        They may hold what a beacon has stopped to send, and a beacon that says the same all the
-        time may be reported once per scan.
+        BlueZ and CoreBluetooth may report a beacon once per scan; and where nothing tells that the
+        adapter was switched off, the next start does.
         """
+        return not self.virtual
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a report may hold what a beacon has stopped to send: BlueZ and CoreBluetooth."""
         return not self.virtual and sys.platform in ("linux", "darwin")
 
 

@@ -87,6 +87,11 @@ class RadioHost(Host):
         elif isinstance(packet, hci.HCI_AclDataPacket):
             self.on_hci_acl_data_packet(packet)
 
+    def on_command_processed(self, event: Any) -> None:
+        """Take the answer of a command, unless whoever sent that was cancelled meanwhile."""
+        if self.pending_response is None or not self.pending_response.done():
+            super().on_command_processed(event)
+
     def on_transport_lost(self) -> None:
         """Fail the pending command: the connection to the space has ended."""
         self.lost.set()

@@ -23,7 +23,7 @@ from beacon_ota.orchestrator.db.tables.prepared import PreparedStatement
 from beacon_ota.orchestrator.db.tables.rollouts import Basis
 from beacon_ota.wire.report import IMAGE_FAULTS
 
-REPORTED = ("success", "failed", "rolled_back")  # a beacon said so; the others we concluded
+REPORTED = ("success", "failed", "rolled_back")  # all others are concluded
 GIVEN_UP = ("lost", "expired", "stopped")
 MEASURED = (
     "bytes",
@@ -45,7 +45,7 @@ _NEWEST = PreparedStatement(
     .where(_a.rollout_id == bindparam("rollout"), _a.beacon_id == bindparam("beacon"))
     .order_by(_a.n.desc())
 )
-# A success that did not last: the beacon has said since that it went back.
+# A success that did not last: the beacon has since reported that it rolled back.
 # Spelled out: PostgreSQL groups by no expression with parameters.
 UNDONE = (_a.result == literal_column("'success'")) & (
     _a.late_result == literal_column("'rolled_back'")
@@ -117,7 +117,7 @@ _UNDO = PreparedStatement(
     .values(late_result=bindparam("how"), late_at=bindparam("at"), **_CAUSE, **_BLAMED)
     .returning(attempts)
 )
-# It was given up before, and counts as that.
+# The attempt had been given up before the success arrived: its result stays as it was.
 _UNDO_LATE = PreparedStatement(
     update(attempts)
     .where(_a.id == bindparam("attempt"), text("late_result = 'success'"))
@@ -152,18 +152,18 @@ def offer_if_unchanged(
     again: bool,
     known: Collection[str] = (),
 ) -> Fields | None:
-    """Record an offer if nothing has changed that it was decided upon.
+    """Record an offer if the facts on which it was decided are unchanged.
 
     Args:
-        basis: of the rollout.
-        beacon: its channel and device type.
-        row: of the attempt.
-        again: its forerunner expired.
-        known: ids of the beacon's attempts at the rollout that it was decided upon.
+        basis: the facts of the rollout on which the offer was decided.
+        beacon: the beacon's channel and device type at that time.
+        row: the row of the attempt.
+        again: whether the offer renews an expired one.
+        known: ids of the beacon's attempts at the rollout that the decision took into account.
 
     Returns:
-        The attempt's row; None when it is to be decided again: somebody else has moved or halted
-        the rollout, withdrawn the release, or changed the beacon.
+        The attempt's row; None when the offer must be decided again, because the rollout was
+        moved or halted, the release was withdrawn, or the beacon was changed.
     """
     if rollouts.read_basis(conn, row["rollout_id"]) != basis:
         return None
@@ -173,12 +173,12 @@ def offer_if_unchanged(
 
 
 def offer(conn: Connection, row: Fields, known: Collection[str] = ()) -> Fields:
-    """Record an offer, before the beacon hears of it.
+    """Record an offer before it is sent to the beacon.
 
-    Numbers may have gaps: what a mirror told in between may not have been taken.
+    Attempt numbers may have gaps: an attempt that a mirror reported in between may be refused.
 
     Returns:
-        ``row``; or what another process has offered the beacon since ``row`` was decided upon.
+        ``row``; or the offer that another process has made to the beacon since the decision.
     """
     who = {"beacon": row["beacon_id"], "rollout": row["rollout_id"]}
     newest = _NEWEST.fetch_first(conn, who)
@@ -191,16 +191,16 @@ def offer(conn: Connection, row: Fields, known: Collection[str] = ()) -> Fields:
 
 
 def offer_again(conn: Connection, row: Fields, known: Collection[str] = ()) -> Fields:
-    """Record an offer whose forerunner expired: it is the same attempt, nothing came of it yet.
+    """Renew an expired offer: the attempt is the same, because the beacon never began it.
 
-    So a beacon that asks and asks and never begins has one row, not one for every ten minutes.
-    When its word has arrived after all, the attempt is over, and ``row`` is a new one.
+    So a beacon that keeps polling and never begins has one row, not one for every ten minutes.
+    If a report of the beacon has ended the attempt meanwhile, ``row`` becomes a new attempt.
     """
     if (renewed := _AGAIN.fetch_first(conn, row)) is not None:
         return renewed
     now = get(conn, row["id"])
     if now is not None and now["result"] is None:
-        return now  # another process was faster
+        return now  # another process has renewed the offer
     return offer(conn, {**row, "id": new_id(), "n": row["n"] + 1}, known)
 
 
@@ -210,12 +210,12 @@ def start(conn: Connection, attempt_id: str, at: float) -> Fields | None:
 
 
 def mark_rebooting(conn: Connection, attempt_id: str, at: float) -> Fields | None:
-    """Record that a beacon is about to boot the release: from here on nothing calls it back."""
+    """Record that a beacon is about to boot the release; after that, no stop calls it off."""
     return _REBOOTING.fetch_first(conn, {"attempt": attempt_id, "at": at}) or get(conn, attempt_id)
 
 
 def free_number(conn: Connection, row: Fields) -> int:
-    """Return the number of an attempt that was made elsewhere: its own if nobody here has it."""
+    """Return a number for an attempt made at another orchestrator: its own if that is free here."""
     place = (_a.rollout_id == row["rollout_id"]) & (_a.beacon_id == row["beacon_id"])
     used = list(conn.scalars(select(_a.n).where(place)))
     return max(used) + 1 if row["n"] in used else row["n"]
@@ -232,13 +232,13 @@ def conclude(
     code: str | None = None,
     detail: str | None = None,
 ) -> tuple[bool, Fields | None]:
-    """Settle an attempt from what we know ourselves, if its beacon has not gone on since.
+    """End an attempt without a report, unless its beacon has made progress meanwhile.
 
     Args:
-        upon: how far it had come when this was concluded.
+        progress: how far the attempt had come when its end was concluded.
 
     Returns:
-        Whether this settled it, and its row as it is now.
+        Whether this call ended the attempt, and the attempt's present row.
     """
     at = end_time(conn, attempt_id, at)
     end = {"in_stage": stage, "in_code": code, "said": detail}
@@ -250,25 +250,25 @@ def conclude(
 
 
 def end_time(conn: Connection, attempt_id: str, at: float) -> float:
-    """Return when an attempt that ends now is to have ended.
+    """Return the time to record for an attempt that ends now.
 
-    What its beacon was forgiven by a clock that was ahead came before: an end now is dated behind
-    that, if need be in the future, or no failure would count until the clock has caught up.
+    A clock that was ahead may have dated the clearing of the beacon's failures in the future. The
+    end is then dated just after it; otherwise no failure counts until the clock has caught up.
     """
     forgiven = _FORGIVEN.fetch_first(conn, {"attempt": attempt_id, "at": at})
     return at if forgiven is None else forgiven["cleared_at"] + _STEP_S
 
 
 def record_result(conn: Connection, at: float, report: Fields) -> tuple[str, Fields | None]:
-    """Settle an attempt by what its beacon says, once.
+    """End an attempt with its beacon's final report, once.
 
     Args:
         report: a final report (``wire.report``).
 
     Returns:
-        ``first`` when this settled it; ``late`` when it had been given up and this is the first
-        word since, which is noted beside the result without changing it; ``undone`` when it had
-        been a success, and the beacon went back since; else ``repeated``. And the attempt's row.
+        ``first`` when the report ended the attempt; ``late`` when the attempt had been given up
+        and this is the first report since, which is noted beside the unchanged result; ``undone``
+        when the beacon has rolled back after a success; else ``repeated``. And the attempt's row.
     """
     attempt_id, word = report["attempt_id"], report["update_status"]
     failed = word != "success"
@@ -298,14 +298,14 @@ def blames_release(report: Fields) -> bool:
 
 
 def undo_earlier(conn: Connection, at: float, report: Fields, row: Fields) -> list[Fields]:
-    """Note at a beacon's earlier successes with a release that they did not last.
+    """Note on a beacon's earlier successes with a release that they did not last.
 
     Args:
-        report: the end of another attempt at it, by which the release does not run there.
-        row: of that attempt.
+        report: the final report of a later attempt, which shows that the release does not run.
+        row: the row of that later attempt.
 
     Returns:
-        The rows that this changed.
+        The changed rows.
     """
     if report["update_status"] != "rolled_back" and not blames_release(report):
         return []
@@ -357,7 +357,7 @@ def list_for_releases(conn: Connection, firmwares: list[str]) -> list[Any]:
 
 
 def count_results(conn: Connection, rollout_id: str) -> dict[str, int]:
-    """Return how many of a rollout's attempts came to what.
+    """Return the number of a rollout's attempts for each result.
 
     ``open`` for those under way, ``undone`` for successes that did not last.
     """

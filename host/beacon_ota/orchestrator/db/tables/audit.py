@@ -21,7 +21,7 @@ _HASHED = ("seq", "at", "actor", "action", "target", "reason", "detail")
 
 
 class AuditError(InputError):
-    """The log does not say what it said when it was written."""
+    """The log was altered or cut off after it was written."""
 
 
 def append(
@@ -39,7 +39,7 @@ def append(
     one.
     """
     last = conn.execute(_LAST).first()
-    # As every database gives it back: an entry that was hashed otherwise would look forged.
+    # Hash the text as every database returns it; otherwise the entry would look forged.
     entry: Fields = {
         "seq": last.seq + 1 if last else 1,
         "at": float(at),
@@ -56,7 +56,7 @@ def append(
 
 
 def _as_kept(text: str) -> str:
-    """Return text as it is read again: PostgreSQL keeps no NUL."""
+    """Return text as a database returns it: PostgreSQL cannot store NUL."""
     return text.replace("\0", "\ufffd")
 
 

@@ -1,4 +1,4 @@
-"""Beacons: who they are, what they run, when they were heard from."""
+"""Beacons: their identity, the release that they run, and when they were last heard from."""
 
 import hashlib
 import json
@@ -65,9 +65,9 @@ def get(conn: Connection, beacon_id: str) -> Fields | None:
 
 
 def offer_scope(conn: Connection, beacon_id: str) -> tuple[str, str] | None:
-    """Return a beacon's channel and device type, which say what it may be offered.
+    """Return a beacon's channel and device type, which decide the releases it may be offered.
 
-    None when that is nothing: it is quarantined, or removed.
+    None when the beacon may be offered nothing, because it is quarantined or removed.
     """
     row = _OPEN_TO.fetch_first(conn, {"beacon": beacon_id})
     if row is None or row["quarantined_at"] is not None:
@@ -84,7 +84,7 @@ def update_columns(conn: Connection, beacon_id: str, **values: Any) -> Fields | 
 
 
 def remove(conn: Connection, beacon_id: str) -> bool:
-    """Forget a beacon, its reports and its journal; its attempts stay, they were counted."""
+    """Remove a beacon, its reports and its journal; its attempts stay, as they were counted."""
     for table in (reports, journal):
         conn.execute(delete(table).where(table.c.beacon_id == beacon_id))
     former_beacons.remove_former(conn, beacon_id=beacon_id)
@@ -105,7 +105,7 @@ def record_seen(conn: Connection, rows: list[Fields], refused: Sequence[Fields] 
     """Write what a batch of polls said: ``beacon``, ``at``, ``running``, …
 
     Args:
-        refused: of those that were refused: ``beacon``, ``why_refused``, …
+        refused: rows of the requests that were refused: ``beacon``, ``why_refused``, …
     """
     if refused:
         _REFUSED.execute_many(conn, list(refused))
@@ -114,7 +114,7 @@ def record_seen(conn: Connection, rows: list[Fields], refused: Sequence[Fields] 
 
 
 def record_self_report(conn: Connection, beacon_id: str, report: Fields) -> None:
-    """Keep what a report outside any attempt says of the beacon itself."""
+    """Store the facts about the beacon itself from a report that belongs to no attempt."""
     values = {
         "beacon": beacon_id,
         "no_clock": report.get("clock_unset", False),
@@ -146,9 +146,9 @@ def list_page(
     Args:
         site: a path; everything below it matches too.
         search: part of the id.
-        questioned: says that it is another board than it is registered as.
-        refused: was refused since its last poll that was answered.
-        silent_since: not heard from since this time, or never.
+        questioned: the beacon states another device type than the registered one.
+        refused: a request of the beacon was refused since its last answered poll.
+        silent_since: the beacon was not heard from since this time, or never.
     """
     matches = []
     if site is not None:
@@ -243,13 +243,13 @@ def list_journal(conn: Connection, beacon_id: str, limit: int) -> list[Fields]:
 def prune_history(conn: Connection, most: int | None = None) -> int:
     """Keep the newest reports and journal entries of every beacon, within the bounds.
 
-    A beacon that says as much as it can fills a hundred thousand rows between two of these.
+    A beacon that reports as often as it can adds 100,000 rows between two calls.
 
     Args:
-        most: rows of each kind that are removed at a time; None is all.
+        most: the largest number of rows of each kind to remove in one call; None for all.
 
     Returns:
-        How many were removed of the kind of which most were.
+        The number of reports or of journal entries removed, whichever is larger.
     """
     removed = 0
     for table, order, bound in (

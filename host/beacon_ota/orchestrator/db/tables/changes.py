@@ -15,9 +15,9 @@ from beacon_ota.orchestrator.db.schema import (
 )
 from beacon_ota.orchestrator.db.tables import Fields, sites
 
-KEPT = 100_000  # changes; whoever lags further reads everything again
+KEPT = 100_000  # changes; a process that lags further reads everything again
 BATCH = 2000
-_FORGOTTEN = "changes.forgotten"  # the setting that says up to where they are gone
+_FORGOTTEN = "changes.forgotten"  # the setting with the number of the last pruned change
 _c = changes.c
 _TABLES = {
     "attempts": attempts,
@@ -29,13 +29,13 @@ _TABLES = {
 
 
 class ChangeBatch(NamedTuple):
-    """What others have changed: rows as they are now, None for those that are gone.
+    """Changes by other processes: the present rows, None for deleted ones.
 
     Attributes:
-        seq: of the last change that is in it.
-        more: there are further ones.
-        lost: changes are gone that were never read, or some that were read never happened.
-        kinds: of everything that changed, by us or by others.
+        seq: the number of the last change in the batch.
+        more: whether further changes follow.
+        lost: unread changes were pruned, or the database went back behind changes already read.
+        kinds: the kinds of everything that changed, by this process or another one.
     """
 
     seq: int
@@ -55,7 +55,7 @@ def read_batch(conn: Connection, after: int, own: str, with_events: bool) -> Cha
     """Return what changed after the change ``after``; of rows, what others than ``own`` changed.
 
     Args:
-        with_events: include the rows of events, our own too: they are told in one order.
+        with_events: include the rows of events, also of this process, so that all are in order.
     """
     forgotten = _forgotten(conn)
     query = (
@@ -67,7 +67,7 @@ def read_batch(conn: Connection, after: int, own: str, with_events: bool) -> Cha
     rows = list(conn.execute(query))
     if rows and rows[0].seq == after:
         del rows[0]
-    elif after != forgotten:  # pruned; or the database went back, and counts from there again
+    elif after != forgotten:  # pruned; or the database was restored with an older number
         return ChangeBatch(newest_seq(conn), lost=True)
     if not rows:
         return ChangeBatch(after)
@@ -91,7 +91,7 @@ def read_batch(conn: Connection, after: int, own: str, with_events: bool) -> Cha
 
 
 def prune_changes(conn: Connection) -> None:
-    """Drop what is beyond the bound, and note that it is gone."""
+    """Delete the oldest changes beyond the bound, and note up to which number."""
     horizon = newest_seq(conn) - KEPT
     if conn.execute(delete(changes).where(_c.seq <= horizon)).rowcount:
         set_setting(conn, _FORGOTTEN, str(horizon))

@@ -13,10 +13,10 @@ DEVICE_TYPE = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 def adopt_stated_type(
     conn: Connection, beacon_id: str, said: str, now: float, actor: str
 ) -> Fields | None:
-    """Register a beacon as what it says, if it has never said before what it is.
+    """Register the device type that a beacon states, if it has never stated one before.
 
     Returns:
-        The event of it; None when nothing has changed.
+        The event of the change; None when nothing has changed.
     """
     row = beacons.get(conn, beacon_id)
     if row is None or row["said_type"] is not None or row["device_type"] == said:
@@ -31,14 +31,14 @@ def retype(
     """Register a beacon as another board, by hand.
 
     Args:
-        row: of the beacon.
-        wanted: the device type; None: what the beacon says.
+        row: the row of the beacon.
+        wanted: the device type; None for the one that the beacon states.
 
     Returns:
         The beacon's row, and the event.
 
     Raises:
-        UsageError: ``type_unsaid``: it has not said anything.
+        UsageError: ``type_unsaid``: the beacon has not stated a device type.
     """
     wanted = wanted or row["said_type"]
     if wanted is None:

@@ -38,7 +38,7 @@ def list_before(conn: Connection, last: int | None, kind: str, limit: int) -> li
 
     Args:
         last: None for the newest.
-        kind: only kinds that begin so.
+        kind: only events whose kind begins with this text.
     """
     query = select(events).where(events.c.kind.startswith(kind, autoescape=True))
     if last is not None:
@@ -53,7 +53,7 @@ def last_id(conn: Connection) -> int:
 
 
 def prune_events(conn: Connection) -> None:
-    """Drop what is beyond the bound."""
+    """Delete the oldest events beyond the bound."""
     conn.execute(delete(events).where(events.c.id <= last_id(conn) - LIMITS.event_rows))
 
 

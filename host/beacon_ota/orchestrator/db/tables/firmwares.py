@@ -12,7 +12,7 @@ _DEVICE_TYPE = PreparedStatement(
 
 
 def add(conn: Connection, row: Fields) -> Fields:
-    """Store a release; the caller has looked that its version is free in this transaction."""
+    """Store a release; the caller has checked in this transaction that its version is free."""
     conn.execute(insert(firmwares), row)
     found = get(conn, row["id"])
     assert found is not None
@@ -25,7 +25,7 @@ def get(conn: Connection, firmware_id: str) -> Fields | None:
 
 
 def device_type_of(conn: Connection, firmware_id: str) -> str | None:
-    """Return for which board a release is."""
+    """Return the device type of a release."""
     row = _DEVICE_TYPE.fetch_first(conn, {"firmware": firmware_id})
     return None if row is None else row["device_type"]
 
@@ -60,10 +60,10 @@ def list_all(
 
 
 def effective_state(row: Fields) -> str:
-    """Return the release state that decisions see: damaged bytes are for nobody.
+    """Return the release state that decisions use: a damaged image is offered to no beacon.
 
     Args:
-        row: of a release; ``state`` and ``damaged_at`` are enough.
+        row: the row of a release; ``state`` and ``damaged_at`` are enough.
     """
     return "deprecated" if row["damaged_at"] is not None else row["state"]
 

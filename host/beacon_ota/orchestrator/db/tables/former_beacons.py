@@ -16,7 +16,7 @@ _f = former_beacons.c
 
 
 def key_digest(key: bytes) -> str:
-    """Return what a mirror tells of a key: which one, and not the key."""
+    """Return the digest by which a mirror names a key without revealing it."""
     return hashlib.sha256(b"beacon-ota key\n" + key).hexdigest()
 
 
@@ -26,7 +26,7 @@ def site_covers(site: str, path: str | None) -> bool:
 
 
 def record_departure(conn: Connection, beacon_id: str, site: str | None) -> None:
-    """Note which mirrors a beacon leaves when it is moved to ``site``; before it is."""
+    """Note which mirrors a beacon leaves; called before the beacon is moved to ``site``."""
     row = conn.execute(
         select(beacons.c.site, beacons.c.key).where(beacons.c.id == beacon_id)
     ).first()
@@ -46,7 +46,7 @@ def set_last_key(conn: Connection, mirror_id: str, beacon_id: str, key: bytes) -
 
 
 def may_report(conn: Connection, mirror_id: str, beacon_id: str) -> bool:
-    """Tell whether a mirror may tell of a beacon that has left it."""
+    """Tell whether a mirror may still report about a beacon that has left its site."""
     where = (_f.mirror_id == mirror_id) & (_f.beacon_id == beacon_id)
     known = conn.scalar(select(_f.key_digest).where(where))
     key = conn.scalar(select(beacons.c.key).where(beacons.c.id == beacon_id))

@@ -27,10 +27,10 @@ def usable_keys(row: Fields) -> tuple[bytes, ...]:
 
 
 def add_key(conn: Connection, row: Fields, new: bytes) -> Fields | None:
-    """Have a beacon know a new key, besides all that it may have; return its row.
+    """Add a new key to those that a beacon may have; return its row.
 
     Raises:
-        UsageError: ``keys_outstanding``: too many wait to be used.
+        UsageError: ``keys_outstanding``: too many keys have not been used yet.
     """
     values = columns_after_add(row, new)
     if len(split_keys(values["given_keys"])) > LIMITS.given_keys:
@@ -45,10 +45,10 @@ def add_key(conn: Connection, row: Fields, new: bytes) -> Fields | None:
 
 
 def columns_after_add(row: Fields, new: bytes) -> Fields:
-    """Return the columns when a beacon was given a key.
+    """Return the columns after a beacon was given a key.
 
-    One that was given before is written down again at its new place: what was given in between
-    may still arrive after the first and before the second.
+    A key that is given a second time is listed again, at its new place: a key given in between
+    may reach the beacon after the first delivery and before the second.
     """
     known = usable_keys(row)
     return _columns(known if known[-1] == new else (*known, new))
@@ -57,8 +57,8 @@ def columns_after_add(row: Fields, new: bytes) -> Fields:
 def columns_after_use(row: Fields, key: bytes) -> Fields:
     """Return the columns that change when a beacon has used a key; none when it is no news.
 
-    Those given before it for the first time cannot be the beacon's any more; by the newest, none
-    of the others can.
+    Keys that were first given before it cannot be the beacon's any more; once the newest key is
+    used, no other key can.
     """
     known = usable_keys(row)
     if key == known[0] or key not in known:

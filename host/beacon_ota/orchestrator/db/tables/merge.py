@@ -16,7 +16,7 @@ from beacon_ota.orchestrator.db.tables.attempts import MEASURED, REPORTED
 _CAUSE = ("failed_in", "code", "detail")
 _OFFER = ("wave", "stage", "site", "from_version", "from_image", "offered_at")
 _FAR = float("inf")
-# What is believed first. An attempt that somebody took is none that nobody took.
+# The order in which results are believed. An attempt that the beacon began has not expired.
 _RANK = {**dict.fromkeys(REPORTED, 0), "stopped": 1, "lost": 2, None: 3, "expired": 4}
 MERGED = (
     *_OFFER,
@@ -26,13 +26,13 @@ MERGED = (
 
 
 def merge_attempts(mine: Fields, theirs: Fields) -> Fields:
-    """Return ``mine`` with what ``theirs`` knows besides; both are rows of the same attempt.
+    """Return ``mine`` with the additional facts of ``theirs``; both are rows of one attempt.
 
-    Whose it is (``mirror``) and its number stay those of ``mine``.
+    The owner (``mirror``) and the number stay those of ``mine``.
     """
     pair = sorted((mine, theirs), key=_order)
     offer = max(pair, key=lambda row: row["offered_at"])
-    # An offer that nobody took was made again: that it had expired before is no end of it.
+    # An expired offer was renewed: its earlier expiry does not end the attempt.
     if any(row["offered_at"] != offer["offered_at"] for row in pair):
         pair = [_renewed(row, offer["offered_at"]) for row in pair]
     taken = _least(pair, "taken_at")
@@ -55,13 +55,13 @@ def merge_attempts(mine: Fields, theirs: Fields) -> Fields:
 
 
 def says_all_of(row: Fields, other: Fields) -> bool:
-    """Tell whether a row says all that another one of the same attempt says."""
+    """Tell whether a row contains every fact of another row of the same attempt."""
     merged = merge_attempts(row, other)
     return all(merged[name] == row[name] for name in MERGED)
 
 
 def _renewed(row: Fields, offered_at: float) -> Fields:
-    """Return a row without the end of an offer that was made again, or taken, elsewhere."""
+    """Return a row without its expiry, if the other row shows the offer renewed or begun."""
     if row["result"] != "expired" or row["offered_at"] == offered_at:
         return row
     word = {"result": row["late_result"], "ended_at": row["late_at"]}
@@ -73,7 +73,7 @@ def _went_back(row: Fields) -> bool:
 
 
 def _late(pair: Iterable[Fields], first: Fields) -> tuple[str, float] | None:
-    """Return the word that came after the result, and when: that of going back before all."""
+    """Return the late result and its time: a roll-back if there is one, else the earliest."""
     words: list[tuple[str, float]] = []
     for row in pair:
         for how, when in (("result", "ended_at"), ("late_result", "late_at")):
@@ -92,5 +92,5 @@ def _least(pair: Iterable[Fields], name: str) -> float | None:
 
 
 def _order(row: Fields) -> tuple[str, ...]:
-    """Put two rows in one order, whichever of them is ours."""
+    """Return a sort key, so that the order of the two arguments does not matter."""
     return tuple(repr(row[name]) for name in MERGED)

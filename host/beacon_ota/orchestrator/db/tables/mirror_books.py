@@ -16,8 +16,8 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 from beacon_ota.orchestrator.db.schema import mirror_books, mirror_halts, mirrors, transitions
 from beacon_ota.orchestrator.db.tables import Fields, insert_or_ignore
 
-KEPT_BOOKS = 8  # of a mirror; an older one is begun anew if it is ever heard of again
-KEPT_HALTS = 256  # of a mirror
+KEPT_BOOKS = 8  # books per mirror; an older book counts as new if it is ever named again
+KEPT_HALTS = 256  # per mirror
 _k, _h, _m, _t = mirror_books.c, mirror_halts.c, mirrors.c, transitions.c
 
 
@@ -28,7 +28,7 @@ class BookPage(NamedTuple):
         epoch: the name of the book.
         after: mark of the last exchange that the mirror knows to be taken, "" for none; None is
             said by mirrors of the release before, which have no marks.
-        mark: of this exchange, "" when it tells nothing.
+        mark: the mark of this exchange, "" when it carries no changes.
     """
 
     epoch: str
@@ -37,13 +37,13 @@ class BookPage(NamedTuple):
 
 
 class BookComparison(NamedTuple):
-    """How an exchange goes on with what was taken.
+    """How an exchange relates to the exchanges that were taken before.
 
     Attributes:
-        seq: of the last change that was taken from this book.
+        seq: the number of the last change that was taken from this book.
         new: the book was not known.
-        parted: it does not follow what was taken.
-        sure: nothing of it was taken before.
+        parted: the exchange does not follow the last one that was taken.
+        sure: no change of the exchange can have been taken before.
     """
 
     seq: int
@@ -53,7 +53,7 @@ class BookComparison(NamedTuple):
 
 
 def compare_page(conn: Connection, mirror_id: str, page: BookPage) -> BookComparison:
-    """Return how an exchange goes on with what was taken."""
+    """Return how an exchange relates to the exchanges that were taken before."""
     where = (_k.mirror_id == mirror_id) & (_k.epoch == page.epoch)
     row = conn.execute(select(mirror_books).where(where)).first()
     if row is None:
@@ -78,11 +78,11 @@ def record_exchange(conn: Connection, mirror_id: str, page: BookPage, seq: int, 
 
 
 def knows_halt(conn: Connection, row: Fields) -> bool:
-    """Tell whether a halt that a mirror tells was done before.
+    """Tell whether a halt that a mirror reports was carried out before.
 
     Args:
-        row: ``rollout_id`` with ``id``, of a halt that a mirror made, or ``at``, of one that it
-            heard of from its primary.
+        row: ``rollout_id`` with ``id`` for a halt that a mirror made, or with ``at`` for a halt
+            that the mirror had received from its primary.
     """
     name = halt_name(row)
     if name is not None and conn.scalar(select(_h.id).where(_h.id == name)) is not None:
@@ -94,9 +94,9 @@ def knows_halt(conn: Connection, row: Fields) -> bool:
 
 
 def halt_name(row: Fields) -> str | None:
-    """Return the name of a halt: its own; or one that every mirror gives it that heard of it.
+    """Return the name of a halt: its id, or a name on which all mirrors that know it agree.
 
-    None for those of the release before, which cannot be told from each other.
+    None for halts from mirrors of the previous release, which have nothing to tell them apart.
     """
     if row.get("id") is not None or row.get("at") is None:
         return row.get("id")
@@ -105,14 +105,14 @@ def halt_name(row: Fields) -> str | None:
 
 
 def record_halt(conn: Connection, mirror_id: str, name: str, now: float) -> None:
-    """Note that a halt was done."""
+    """Note that a halt was carried out."""
     row: Fields = {"id": name, "mirror_id": mirror_id, "taken_at": now}
     insert_or_ignore(conn, mirror_halts, [row])
     _keep(conn, mirror_halts, _h.id, _h.taken_at, mirror_id, KEPT_HALTS)
 
 
 def read_sync_times(conn: Connection) -> Sequence[tuple[str, float]]:
-    """Return the site of each mirror that was ever heard, and when it had last told everything."""
+    """Return each known mirror's site, and when the mirror had last reported all its changes."""
     heard = (_m.removed_at.is_(None)) & (_m.seen_at.is_not(None))
     rows = conn.execute(select(_m.site, func.coalesce(_m.even_at, 0.0)).where(heard))
     return [(site, even_at) for site, even_at in rows]

@@ -26,7 +26,7 @@ _MAX_REFUSALS = (1 << 31) - 1
 _CODE = re.compile(r"[a-z0-9_]{1,32}")
 _RESULTS = frozenset(result.value for result in Result)
 _WORDS = frozenset(code for codes in report.CODES.values() for code in codes)
-# What a mirror's own events say, by what they are about. `beacon` is never taken at its word.
+# The fields of a mirror's events, by subject. The field `beacon` is never taken from the mirror.
 _SAID = {
     **dict.fromkeys(
         (f"attempt.{result}" for result in _RESULTS),
@@ -73,7 +73,7 @@ def _is_fault(value: Any) -> bool:
 
 
 def _is_image(value: Any) -> bool:
-    return value == "" or is_hex(value, 64)  # "": it has not said
+    return value == "" or is_hex(value, 64)  # "": the beacon has not stated it
 
 
 def _is_version(value: Any) -> bool:
@@ -195,7 +195,7 @@ HEARD: dict[str, Check] = {
 
 
 def check_attempt(row: Any) -> Fields:
-    """Return an attempt's row; what has not ended has no end, and a code is one of its stage."""
+    """Return an attempt's row; an open one has no end time, and a code must fit its stage."""
     found = _fields("attempts", _ATTEMPT, row)
     for how, when in (("result", "ended_at"), ("late_result", "late_at")):
         if found[how] is None and found[when] is not None:
@@ -207,7 +207,7 @@ def check_attempt(row: Any) -> Fields:
 
 
 def check_report(row: Any) -> Fields:
-    """Return a report's row, without the number that it had there."""
+    """Return a report's row, without the id that it had at the mirror."""
     found = _fields("reports", _REPORT, row)
     _document("reports.body", found["body"])
     return found
@@ -219,12 +219,12 @@ def check_journal_entry(row: Any) -> Fields:
 
 
 def check_halt(row: Any) -> Fields:
-    """Return a halt: of which rollout and why; ``id`` or ``at`` say which one it is."""
+    """Return a halt: its rollout, its reason, and ``id`` or ``at``, which identify it."""
     return _fields("halts", _HALT, row)
 
 
 def check_event(row: Any) -> Fields | None:
-    """Return an event's row with ``data`` decoded, None when a mirror makes no such event."""
+    """Return an event's row with ``data`` decoded, None for a kind that mirrors do not make."""
     found = _fields("events", _EVENT, row)
     data = _document("events.data", found["data"])
     names = _SAID.get(found["kind"])
@@ -238,16 +238,16 @@ def check_event(row: Any) -> Fields | None:
 
 
 def beacon_id_of(row: Any) -> str | None:
-    """Return which beacon a row is about, None when that is no beacon's id."""
+    """Return the id of the beacon that a row is about, None when it is not a valid id."""
     ident = row.get("id")
     return ident if _is_id(ident) else None
 
 
 def check_beacon(row: Any, now: float) -> Fields:
-    """Return what a mirror heard of a beacon.
+    """Return the columns of a beacon that a mirror has heard from.
 
     Args:
-        now: UTC seconds; nobody was heard later than that, whatever the mirror's clock says.
+        now: UTC seconds; later times come from a wrong clock of the mirror and are cut to this.
     """
     found = _fields("beacons", HEARD, row)
     for name in ("first_seen", "last_seen", "refused_at"):
@@ -257,7 +257,7 @@ def check_beacon(row: Any, now: float) -> Fields:
 
 
 def check_status(said: Any) -> Fields:
-    """Return what a mirror says of itself; a field that is none is left out."""
+    """Return the mirror's own status; an unknown or malformed field is left out."""
     wanted: dict[str, Check] = {
         "backlog": _whole(0, _MAX_INT),
         "lag_s": _is_time,
@@ -279,7 +279,7 @@ def check_status(said: Any) -> Fields:
 
 
 def is_last_batch(said: Any, count: int) -> bool:
-    """Tell whether a mirror that tells ``count`` changes says that there are no more."""
+    """Tell whether a mirror that sends ``count`` changes states that no others wait."""
     backlog = check_status(said).get("backlog")
     return backlog is not None and backlog <= count
 

@@ -1,7 +1,7 @@
-"""What a primary stores about its mirrors' health: what each acts on, what was refused, since when.
+"""Stores a mirror's health at its primary: which stops are in force there, and what was refused.
 
-A mirror says up to which entry of the audit log the primary's changes are *in force* there: written
-down, and used for decisions. Every move of a rollout is an entry, and entries are committed in
+A mirror reports up to which entry of the audit log the primary's changes are *in force* there:
+stored, and used for decisions. Every move of a rollout is an entry, and entries are committed in
 their order, so a mirror confirms a stop by naming the stop's entry or a later one. An entry is
 named by its number and the beginning of its hash: after a database was restored, another entry may
 have the same number.
@@ -26,25 +26,25 @@ _m, _a = mirrors.c, audit.c
 
 
 class MirrorHealth(NamedTuple):
-    """How a mirror is: one of ``WORDS``, and a sentence ("" when it is well)."""
+    """A mirror's health: one of ``WORDS``, and a sentence ("" when it is well)."""
 
     word: str
     why: str = ""
 
     @property
     def well(self) -> bool:
-        """Whether nobody has to look after it; one that was never there is not missed."""
+        """Whether the mirror needs no attention; one that never connected is not missed."""
         return self.word in (OK, NEVER)
 
 
 def newest_entry(conn: Connection) -> str:
-    """Return the name of the newest entry; a state that is read afterwards has all up to it."""
+    """Return the name of the newest entry; a state that is read later includes it."""
     seq, found = log.read_head(conn)
     return f"{seq}.{found[:_HASH]}"
 
 
 def entry_number(conn: Connection, name: Any) -> int | None:
-    """Return the number of the entry that is called so, None when there is none."""
+    """Return the number of the entry with this name, None when there is none."""
     seq, _, sign = name.partition(".") if isinstance(name, str) else ("", "", "")
     if not (seq.isascii() and seq.isdecimal()) or len(seq) > 18:
         return None
@@ -53,20 +53,20 @@ def entry_number(conn: Connection, name: Any) -> int | None:
 
 
 def build_status(conn: Connection, mirror: Fields, says: Any) -> str:
-    """Return the document that is kept of a mirror that has just told something."""
+    """Return the document to store about a mirror that has just reported."""
     status = rows.check_status(says)
     watch = {**mirror["watch"], "refused": None, "moves": entry_number(conn, status.get("moves"))}
     return json.dumps({**status, "watch": watch})
 
 
 def watch_of(document: Any) -> Fields:
-    """Return what a primary has kept itself of a mirror."""
+    """Return the primary's own notes about a mirror."""
     watch = document.get("watch") if isinstance(document, dict) else None
     return watch if isinstance(watch, dict) else {}
 
 
 def update_watch(conn: Connection, mirror_id: str, **values: Any) -> None:
-    """Keep something of a mirror that it has not told itself."""
+    """Add to the primary's own notes about a mirror."""
     text = conn.scalar(select(_m.status).where(_m.id == mirror_id))
     if text is None:
         return
@@ -78,7 +78,7 @@ def update_watch(conn: Connection, mirror_id: str, **values: Any) -> None:
 def record_refusal(
     conn: Connection, mirror_id: str, now: float, code: str, detail: str, says: Any
 ) -> None:
-    """Note that what a mirror told was refused; it was heard all the same."""
+    """Note that a mirror's changes were refused, and that the mirror was heard from."""
     conn.execute(update(mirrors).where(_m.id == mirror_id).values(seen_at=now))
     version = rows.check_status(says).get("version")
     refused = {"code": code, "detail": detail[:300], "at": now, "version": version}
@@ -86,14 +86,14 @@ def record_refusal(
 
 
 def record_confirmation(conn: Connection, mirror_id: str, name: str) -> None:
-    """Note what a mirror acts on that does not say it itself: it has all that it was given."""
+    """Note up to which entry a mirror acts that does not report it: all that it was given."""
     update_watch(conn, mirror_id, moves=entry_number(conn, name))
 
 
 def lease_ends_at(row: Fields) -> float | None:
-    """Return until when a mirror may hand releases out if it hears nothing more, UTC seconds.
+    """Return until when a mirror without contact may hand out releases, UTC seconds.
 
-    None: for as long as it likes; it knows of no lease.
+    None: without limit, because the mirror knows of no lease or was never heard from.
     """
     lease = row["status"].get("lease_s")
     return None if lease is None or row["seen_at"] is None else row["seen_at"] + lease
@@ -102,12 +102,13 @@ def lease_ends_at(row: Fields) -> float | None:
 def list_unconfirmed(
     conn: Connection, every: list[Fields], target: str, actions: tuple[str, ...], since: float
 ) -> list[Fields]:
-    """Return the mirrors that are not known to act on what was done last to something.
+    """Return the mirrors that have not confirmed the last stop of a target.
 
     Args:
         every: the mirrors in use.
-        target: what was stopped; ``actions``: how the audit log calls that.
-        since: when it came to be; who was not heard from since cannot have it.
+        target: the rollout or release that was stopped.
+        actions: the names of such stops in the audit log.
+        since: when the target was created; a mirror not heard from since then cannot have it.
 
     Returns:
         Rows with ``stopped_at``, UTC seconds.
@@ -128,7 +129,7 @@ def list_unconfirmed(
 
 
 def heard_since(every: list[Fields], since: float) -> list[Fields]:
-    """Return the mirrors that may have what came to be at a time: heard from since then."""
+    """Return the mirrors that may have what was created at a time: heard from since then."""
     return [row for row in every if row["seen_at"] is not None and row["seen_at"] + LOST_S >= since]
 
 
@@ -138,10 +139,10 @@ def settled(conn: Connection, now: float) -> int:
 
 
 def judge_mirror(row: Fields, now: float, needed: int) -> MirrorHealth:
-    """Say how a mirror is.
+    """Return a mirror's health.
 
     Args:
-        needed: the number of the entry that it must have come to (:func:`settled`).
+        needed: the number of the entry that the mirror must have reached (:func:`settled`).
     """
     says, watch, seen = row["status"], row["watch"], row["seen_at"]
     if seen is None:

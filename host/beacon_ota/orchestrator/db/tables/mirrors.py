@@ -38,24 +38,24 @@ from beacon_ota.orchestrator.db.tables.former_beacons import key_digest
 from beacon_ota.orchestrator.db.tables.merge import merge_attempts, says_all_of
 
 _m, _a, _b, _r = mirrors.c, attempts.c, beacons.c, rollouts.c
-# What a mirror may tell of besides beacons and events: how each row is checked.
+# The check for each kind of row that a mirror may send, besides beacons and events.
 _CHECKS = {
     "attempts": rows.check_attempt,
     "reports": rows.check_report,
     "journal": rows.check_journal_entry,
 }
-HEARD = tuple(rows.HEARD)  # what of a beacon a mirror knows better than we do
+HEARD = tuple(rows.HEARD)  # columns of a beacon that its mirror knows better than the primary
 _PARTED = (
     "what it tells does not follow what it told before: its disk or ours was put back from a copy,"
     " or two run with one token; it tells all that it knows again"
 )
-UPSTREAM = "upstream"  # whose an attempt is that a mirror was given, and does not settle
+UPSTREAM = "upstream"  # owner, at a mirror, of an attempt that the mirror does not end
 
 
 class ImportResult(NamedTuple):
-    """What a mirror's changes came to: rows as they are now, and events.
+    """The result of importing a mirror's changes: the rows as they are now, and events.
 
-    ``parted``: its books do not go on from what was taken; nothing of this was.
+    ``parted``: the exchange does not follow the last one taken, so none of its changes were taken.
     """
 
     seq: int
@@ -91,7 +91,7 @@ def get_by_token(conn: Connection, token_id: str) -> Fields | None:
 
 
 def remove_mirror(conn: Connection, mirror_id: str, now: float) -> list[Fields]:
-    """Give a mirror up; its attempts under way are ours to settle. Returns those."""
+    """Remove a mirror; the primary takes over its attempts. Returns all open attempts."""
     row = get(conn, mirror_id)
     assert row is not None
     name = f"{row['name'][:50]} ({mirror_id[:8]})"  # the name is free again
@@ -104,20 +104,20 @@ def remove_mirror(conn: Connection, mirror_id: str, now: float) -> list[Fields]:
 
 
 def _below(column: Any, site: str) -> Any:
-    """Return the condition that a path is a site's, or below it; "" is everything."""
+    """Return the condition that a path is a site or lies below it; the site "" matches all."""
     if not site:
         return column == column
     return (column == site) | column.startswith(site + "/", autoescape=True)
 
 
-# ---- what a mirror is given ----
+# ---- sent to a mirror ----
 
 
 def export_state(conn: Connection, mirror: Fields, fresh: bool) -> Fields:
     """Return all that a mirror needs to serve its beacons by itself.
 
     Args:
-        fresh: it knows nothing: also what it told us before.
+        fresh: the mirror has no data, so the state includes what the mirror itself once reported.
     """
     site = mirror["site"]
     parts = site.split("/")
@@ -164,7 +164,7 @@ def export_state(conn: Connection, mirror: Fields, fresh: bool) -> Fields:
 
 
 def get_served_release(conn: Connection, mirror: Fields, firmware_id: str) -> Fields | None:
-    """Return the release if a mirror may have it: one that it is told of (:func:`export_state`)."""
+    """Return a release if a mirror may have it: it is part of the mirror's :func:`export_state`."""
     row = fields(conn.execute(select(firmwares).where(firmwares.c.id == firmware_id)).first())
     if row is None or row["state"] == "deprecated":
         return None
@@ -178,7 +178,7 @@ def _fleet(site: str) -> Any:
     return select(beacons).where(_below(_b.site, site)) if site else select(beacons)
 
 
-# ---- what a mirror tells ----
+# ---- received from a mirror ----
 
 
 def import_changes(
@@ -189,16 +189,16 @@ def import_changes(
     now: float,
     says: Fields,
 ) -> ImportResult:
-    """Take over what a mirror tells, each change once and in its order.
+    """Store the changes that a mirror sends, each once and in order.
 
-    What was told before changes nothing when it is told again, whatever its number is.
+    A change that was sent before has no effect when it is sent again, even under another number.
 
     Args:
-        page: where this exchange stands in the mirror's books.
-        changes: ``seq``, ``what`` and ``row``, rising.
+        page: the place of this exchange in the mirror's books.
+        changes: ``seq``, ``what`` and ``row`` of each, in ascending order of ``seq``.
 
     Raises:
-        InputError: ``mirror_change``; nothing of it was taken then.
+        InputError: ``mirror_change``; none of the changes were taken then.
     """
     mirror = get(conn, mirror_id)
     assert mirror is not None
@@ -251,7 +251,7 @@ def import_changes(
 
 
 def _take_back(conn: Connection, mirror: Fields, tries: dict[str, Fields]) -> None:
-    """Settle ourselves what a mirror had under way, and is not given back with its new book."""
+    """Take over a mirror's open attempts that the primary does not send it with its new book."""
     live = select(_r.firmware_id).where(_r.status != "aborted", _r.ended_at.is_(None))
     given = _a.firmware_id.in_(live) & _a.beacon_id.in_(
         _fleet(mirror["site"]).with_only_columns(_b.id)
@@ -271,7 +271,7 @@ def _take(
 ) -> None:
     theirs = _theirs(conn, mirror, row["beacon_id"])
     if not theirs and not former_beacons.may_report(conn, mirror["id"], row["beacon_id"]):
-        return  # removed, or none of its own
+        return  # the beacon was removed, or does not belong to the mirror
     if what == "attempts":
         if (found := _take_attempt(conn, mirror, row, theirs)) is not None:
             tries[row["id"]] = found
@@ -282,13 +282,13 @@ def _take(
 
 
 def _is_there(conn: Connection, table: Any, row: Fields) -> bool:
-    """Tell whether exactly this row is there."""
+    """Tell whether the table contains exactly this row."""
     same = [table.c[name].is_not_distinct_from(value) for name, value in row.items()]
     return conn.execute(select(table.c.id).where(*same).limit(1)).first() is not None
 
 
 def _take_event(conn: Connection, mirror: Fields, told_row: Any, sure: bool) -> Fields | None:
-    """Take an event over: of the mirror's own kinds, and about beacons and rollouts of its own."""
+    """Store a mirror's event, if mirrors make such events and its subject belongs to the mirror."""
     row = rows.check_event(told_row)
     if row is None:
         return None
@@ -316,11 +316,11 @@ def _take_event(conn: Connection, mirror: Fields, told_row: Any, sure: bool) -> 
 
 
 def _take_attempt(conn: Connection, mirror: Fields, row: Fields, theirs: bool) -> Fields | None:
-    """Take an attempt's row over, with what is known of it here.
+    """Store a mirror's row of an attempt, merged with the row that the primary has.
 
     Args:
-        theirs: the beacon is one of the mirror's. Of one that has left it, it knows what it heard,
-            and nothing of what came after: that it gave it up says nothing.
+        theirs: the beacon belongs to the mirror's site. If it has left the site, the mirror does
+            not know what happened afterwards, so an attempt that the mirror gave up stays open.
     """
     given_up = not theirs and row["result"] in tries_of.GIVEN_UP and row["late_result"] is None
     if given_up and row["result"] != "expired":
@@ -329,10 +329,10 @@ def _take_attempt(conn: Connection, mirror: Fields, row: Fields, theirs: bool) -
     if known is None:
         order = conn.execute(select(rollouts).where(_r.id == row["rollout_id"])).first()
         if order is None or order.firmware_id != row["firmware_id"]:
-            return None  # a rollout that never was
+            return None  # the rollout does not exist, or is of another release
         _check_place(row, json.loads(order.plan))
-        row["n"] = tries_of.free_number(conn, row)  # the beacon may have asked us directly, too
-        # One that we had made, and have forgotten since: ours.
+        row["n"] = tries_of.free_number(conn, row)  # the beacon may have polled the primary, too
+        # An attempt that the primary made and lost since (it was restored) belongs to the primary.
         row["mirror"] = mirror["id"] if theirs and row["mirror"] is None else None
         conn.execute(insert(attempts), row)
         return row
@@ -343,7 +343,7 @@ def _take_attempt(conn: Connection, mirror: Fields, row: Fields, theirs: bool) -
         _check_place(row, json.loads(order.plan))
     merged = merge_attempts(known, row)
     if given_up or (merged["result"] is not None and not says_all_of(row, merged)):
-        merged["mirror"] = None  # the mirror is to hear of it
+        merged["mirror"] = None  # so that the next state for the mirror includes the attempt
     if merged != known:
         conn.execute(update(attempts).where(_a.id == row["id"]).values(**merged))
     return merged
@@ -364,10 +364,10 @@ def _check_place(row: Fields, plan: Fields) -> None:
 def _hear(
     conn: Connection, mirror: Fields, row: Any, now: float, fleet: dict[str, Fields]
 ) -> Fields | None:
-    """Note what a mirror heard of a beacon, and that it uses its new key.
+    """Store what a mirror heard from a beacon, including that the beacon uses a new key.
 
     Returns:
-        The event that it is another board than it was registered as.
+        The event that the beacon was registered as the device type that it states; or None.
     """
     given = rows.check_beacon(row, now)
     beacon_id = rows.beacon_id_of(row)

@@ -24,9 +24,9 @@ def select_due(
     """Return which orphans are to be removed, and the marks to keep.
 
     Args:
-        marks: by digest, when it was found first, UTC seconds; one in the future was set by a
-            clock that was wrong, and begins anew.
-        found: what no release refers to now; the mark of anything else is dropped.
+        marks: by digest, the time at which the image was first found, UTC seconds; a time in the
+            future was set by a wrong clock, and the 30 days begin anew.
+        found: the images to which no release refers now; the marks of all others are dropped.
     """
     kept = {digest: min(marks.get(digest, now), now) for digest in found}
     due = {digest for digest, at in kept.items() if now - at >= GRACE_S}

@@ -34,13 +34,13 @@ from beacon_ota.orchestrator.rollout.types import Status
 _c, _a, _r, _s = changes.c, attempts.c, rollouts.c, settings.c
 _EPOCH = "mirror.epoch"
 _AFTER = "mirror.after"  # mark of the last exchange that the primary has taken
-_MARK = "mirror.mark"  # of the one that is being told: it is the same until it was taken
+_MARK = "mirror.mark"  # mark of the exchange being sent; unchanged until it is taken
 SUPPRESS_TRIGGERS = (
-    "mirror.quiet"  # there while the primary's word is written down: that is no news to it
+    "mirror.quiet"  # set while the primary's state is stored: those changes are not sent back to it
 )
-_HALT = "mirror.halt."  # … of a rollout that is halted here, until the primary has heard of it
-_ASKED = "mirror.asked."  # … when it was halted that the primary has heard of
-_MOVES = "mirror.moves"  # up to which move of its rollouts the primary's word is in force here
+_HALT = "mirror.halt."  # + rollout id: a halt made here that the primary has not taken
+_ASKED = "mirror.asked."  # + rollout id: time of the halt that the primary has taken
+_MOVES = "mirror.moves"  # newest move of the primary's rollouts that is in force here
 _KEYS = {
     "attempts": ("NEW.id", "INSERT", "UPDATE"),
     "reports": ("NEW.id", "INSERT"),
@@ -51,7 +51,7 @@ _KEYS = {
 
 
 class Item(NamedTuple):
-    """Something to tell; ``row`` is None when it is gone."""
+    """A change to send; ``row`` is None when the row was deleted since."""
 
     seq: int
     what: str
@@ -78,25 +78,25 @@ def install_triggers(conn: Connection) -> str:
 
 
 def backlog_size(conn: Connection) -> int:
-    """Return how much is still to be told."""
+    """Return the number of changes that are still to be sent."""
     return conn.scalar(select(func.count()).select_from(changes)) or 0
 
 
 def read_batch(conn: Connection, limit: int) -> list[Item]:
-    """Return what is to be told next, oldest first."""
+    """Return the next changes to send, oldest first."""
     rows = conn.execute(select(changes).order_by(_c.seq).limit(limit)).all()
     return [Item(row.seq, row.what, _row(conn, row.what, row.key)) for row in rows]
 
 
 def next_exchange(conn: Connection, telling: bool) -> tuple[str, str]:
-    """Return where the next exchange stands in our book: the mark of the one before, and its own.
+    """Return the marks of the previous exchange and of the next one in this mirror's book.
 
-    Its own is on the disk before it is sent. So one that is told again is known for what it is, and
-    one that follows another than was taken last: a copy of this disk has told something, or the
-    primary has forgotten something (``books``).
+    The new mark is on the disk before the exchange is sent. So the primary recognises an exchange
+    that is sent again. It also notices when the previous mark is not that of the last exchange it
+    took: then a copy of this disk has sent changes, or the primary was restored (``mirror_books``).
 
     Args:
-        telling: there is something to tell; otherwise the exchange may have no mark ("").
+        telling: there are changes to send; otherwise the exchange may have no mark ("").
     """
     mark = get_setting(conn, _MARK) or ""
     if telling and not mark:
@@ -106,7 +106,7 @@ def next_exchange(conn: Connection, telling: bool) -> tuple[str, str]:
 
 
 def acknowledge(conn: Connection, seq: int, mark: str) -> None:
-    """Forget what the primary has taken, in the exchange of this mark."""
+    """Delete the changes that the primary has taken in the exchange with this mark."""
     done = (_c.seq <= seq) & (_c.what == "halts")
     for rollout_id in conn.scalars(select(_c.key).where(done)).all():
         lift_halt(conn, rollout_id)
@@ -117,10 +117,10 @@ def acknowledge(conn: Connection, seq: int, mark: str) -> None:
 
 
 def restart_book(conn: Connection) -> str:
-    """Begin a new book, in which all is told that is known here; returns its epoch.
+    """Begin a new book, in which all rows of this mirror are sent again; return its epoch.
 
-    Events are history and told once: only those that wait are told, and halts, after the attempts
-    that they are about.
+    Events and halts are sent only if they were still waiting. They come after the attempts to
+    which they refer.
     """
     epoch = new_id()
     set_setting(conn, _EPOCH, epoch)
@@ -145,11 +145,11 @@ def restart_book(conn: Connection) -> str:
 def record_halt(
     conn: Connection, rollout_id: str, reason: str, values: Fields, lost: list[str]
 ) -> None:
-    """Note that a rollout is halted here, until the primary has heard of it.
+    """Note that a rollout is halted here, until the primary has taken the halt.
 
     Args:
-        lost: attempts that were given up, and count for it. The primary may know better of them:
-            it is told of the halt after those (:func:`queue_halt`).
+        lost: attempts that were given up and count towards the halt. The primary may know how they
+            really ended, so the halt is sent after them (:func:`queue_halt`).
     """
     conn.execute(update(rollouts).where(_r.id == rollout_id).values(**values))
     said = {"reason": reason, "id": new_id(), "lost": lost}
@@ -159,7 +159,7 @@ def record_halt(
 
 
 def queue_halt(conn: Connection, rollout_id: str, reason: str | None = None) -> None:
-    """Have the primary told of a halt that rests on attempts that were given up."""
+    """Queue for the primary a halt that rests on attempts that were given up."""
     said = _said(conn, rollout_id)
     if said is not None:
         said |= {"lost": []} | ({} if reason is None else {"reason": reason})
@@ -168,7 +168,7 @@ def queue_halt(conn: Connection, rollout_id: str, reason: str | None = None) -> 
 
 
 def lift_halt(conn: Connection, rollout_id: str) -> None:
-    """Let go of a halt that was told, or is none any more: what the primary gives is taken."""
+    """Delete a halt that was sent or no longer holds; from then on the primary's state applies."""
     conn.execute(delete(settings).where(_s.key == _HALT + rollout_id))
     text = conn.scalar(select(_r.state).where(_r.id == rollout_id))
     if text is not None:
@@ -176,17 +176,17 @@ def lift_halt(conn: Connection, rollout_id: str) -> None:
 
 
 def pending_halts(conn: Connection) -> set[str]:
-    """Return the rollouts that are halted here, and the primary does not know it yet."""
+    """Return the rollouts whose halt here the primary has not taken yet."""
     keys = select(_s.key).where(_s.key.startswith(_HALT, autoescape=True))
     return {key.removeprefix(_HALT) for key in conn.scalars(keys)}
 
 
 class HaltReview(NamedTuple):
-    """A halt that is still to be looked at.
+    """A halt to reconsider once the primary has answered.
 
     Attributes:
-        lost: the attempts that it rests on.
-        open: those of them whose end was not recorded, when this was read.
+        lost: the attempts on which the halt rests.
+        open: those of them whose end was not recorded when this was read.
     """
 
     lost: set[str]
@@ -194,7 +194,7 @@ class HaltReview(NamedTuple):
 
 
 def halts_to_review(conn: Connection) -> dict[str, HaltReview]:
-    """Return the halts that are still to be looked at, by rollout."""
+    """Return the halts to reconsider, by rollout."""
     found = {}
     for key in pending_halts(conn):
         if lost := (_said(conn, key) or {}).get("lost"):
@@ -204,7 +204,7 @@ def halts_to_review(conn: Connection) -> dict[str, HaltReview]:
 
 
 def has_queued_halts(conn: Connection) -> bool:
-    """Tell whether there are halts to be told."""
+    """Tell whether halts wait to be sent."""
     return conn.execute(select(_c.seq).where(_c.what == "halts").limit(1)).first() is not None
 
 
@@ -216,7 +216,7 @@ def _said(conn: Connection, rollout_id: str) -> Fields | None:
         said = json.loads(text)
     except ValueError:
         said = None
-    # The release before has noted the reason alone.
+    # The previous release stored only the reason.
     return said if isinstance(said, dict) else {"reason": text}
 
 
@@ -225,16 +225,16 @@ def _tell(conn: Connection, what: str, key: str) -> None:
     conn.execute(insert(changes).values(what=what, key=key))
 
 
-# ---- what the primary gives ----
+# ---- received from the primary ----
 
 
 def get_moves(conn: Connection) -> str:
-    """Return up to which move of its rollouts the primary's word is in force here."""
+    """Return the newest move of the primary's rollouts that is in force here."""
     return get_setting(conn, _MOVES) or ""
 
 
 def set_moves(conn: Connection, word: str) -> None:
-    """Keep that."""
+    """Store the newest move of the primary's rollouts that is in force here."""
     set_setting(conn, _MOVES, word)
 
 
@@ -245,14 +245,14 @@ def import_state(
     fetched: set[str],
     unread: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> None:
-    """Write down what the primary gives.
+    """Store the state that the primary sends.
 
     Args:
-        without: releases whose images are not here; nothing of theirs is taken but moves of
-            rollouts that are here.
-        fetched: releases whose images have just come.
-        unread: ids by table of what is there but cannot be read: it stays as it was here, but for
-            rollouts, which are over.
+        without: releases whose images are not here; of their rows, only the moves of rollouts
+            that are already here are stored.
+        fetched: releases whose images have just arrived.
+        unread: by table, ids of rows that the primary sent but this release cannot read. Such
+            rows stay as they were here; such rollouts are over.
     """
     set_setting(conn, SUPPRESS_TRIGGERS, "1")
     for row in state["sites"]:  # parents come first
@@ -262,7 +262,7 @@ def import_state(
     conn.execute(delete(sites).where(sites.c.path.not_in(kept)))
     for row in state["firmwares"]:
         if row["id"] not in without:
-            # What was found to be damaged here stays so until its bytes have come again.
+            # An image that was found damaged here stays so until it has been fetched again.
             kept = row["damaged_at"] is None and row["id"] not in fetched
             _put(conn, firmwares, "id", row, "damaged_at" if kept else "")
     _hold_halts(conn, state["rollouts"])
@@ -281,9 +281,10 @@ def import_state(
 
 
 def _hold_halts(conn: Connection, given: list[Fields]) -> None:
-    """Hold what the primary had halted and gives as going on, and ask it whether it knows that.
+    """Keep rollouts halted that the primary had halted and now sends as going on; report the halt.
 
-    Mostly somebody has resumed it. But a primary that was put back from a copy has forgotten it.
+    Usually an administrator has resumed the rollout. But a primary that was restored from a copy
+    does not know of the halt.
     """
     for row in given:
         known = conn.execute(select(rollouts).where(_r.id == row["id"])).first()
@@ -291,7 +292,7 @@ def _hold_halts(conn: Connection, given: list[Fields]) -> None:
             continue
         state = json.loads(known.state)
         if get_setting(conn, _HALT + row["id"]) is not None:
-            continue  # a halt of ours, or asked for already
+            continue  # halted by this mirror, or already reported
         if get_setting(conn, _ASKED + row["id"]) == repr(state["changed_at"]):
             continue
         reason = f"halted before, by {state['by']}: {state['reason']}"
@@ -301,7 +302,7 @@ def _hold_halts(conn: Connection, given: list[Fields]) -> None:
 
 
 def _tell_missing(conn: Connection, state: Fields, without: set[str]) -> None:
-    """Tell the primary of attempts that it had given, and gives no more: it has forgotten them."""
+    """Queue for the primary the attempts that it had sent and now lacks, as it has lost them."""
     given = {row["id"] for row in state["attempts"]}
     fleet = {row["id"] for row in state["beacons"]}
     live = {row["id"] for row in state["firmwares"]} - without
@@ -321,7 +322,7 @@ def _take_beacons(conn: Connection, rows: list[Fields], unread: Collection[str])
             known.pop(given["id"], None)
             continue
         row = dict(given)
-        # A primary of the release before knows of one given key.
+        # A primary of the previous release has only one given key per beacon.
         row.setdefault("given_keys", row["next_key"])
         for name in ("key", "next_key", "given_keys"):
             row[name] = None if row[name] is None else bytes.fromhex(row[name])
@@ -329,7 +330,7 @@ def _take_beacons(conn: Connection, rows: list[Fields], unread: Collection[str])
         if mine is None:
             conn.execute(insert(beacons), row)
             continue
-        row |= keys.columns_after_use(row, mine.key)  # what it uses here, and we have told so
+        row |= keys.columns_after_use(row, mine.key)  # the key in use here, as reported
         for name in HEARD:
             row.pop(name, None)
         if any(getattr(mine, name) != value for name, value in row.items()):
@@ -341,7 +342,7 @@ def _take_beacons(conn: Connection, rows: list[Fields], unread: Collection[str])
 
 
 def _end(conn: Connection, given: set[str]) -> None:
-    """Rollouts that the primary gives no more are over."""
+    """Mark rollouts as over that the primary does not send any more."""
     over = rollouts.c.status != Status.ABORTED.value
     for row in conn.execute(select(rollouts.c.id, rollouts.c.state).where(over)).all():
         if row.id not in given:
@@ -354,11 +355,11 @@ def _end(conn: Connection, given: set[str]) -> None:
 
 
 def _take_attempt(conn: Connection, row: Fields) -> None:
-    """Take what the primary knows of an attempt; tell it what it does not know."""
-    row = {**dict.fromkeys(("blamed_at", *tries_of.MEASURED)), **row}  # an older one says less
+    """Merge the primary's row of an attempt; queue the result if the primary lacks part of it."""
+    row = {**dict.fromkeys(("blamed_at", *tries_of.MEASURED)), **row}  # older primaries send less
     found = conn.execute(select(attempts).where(_a.id == row["id"])).first()
     if found is None:
-        # The beacon may have asked here, too, while the line was down.
+        # The beacon may have polled this mirror, too, while the uplink was down.
         conn.execute(insert(attempts), {**row, "n": tries_of.free_number(conn, row)})
         return
     known = dict(found._mapping)

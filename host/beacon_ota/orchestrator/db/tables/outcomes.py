@@ -14,7 +14,7 @@ FAILURES = ("failed", "rolled_back", "lost", "undone")
 
 
 class OutcomeFilter(NamedTuple):
-    """Attempts that ended: every field that is given narrows them down.
+    """A filter of ended attempts: every field that is given narrows it down.
 
     Attributes:
         result: one of rollout.types.Result, or ``undone``; None: any failure.
@@ -32,7 +32,7 @@ class OutcomeFilter(NamedTuple):
     cause: int | None = None
 
     def clauses(self) -> list[ColumnElement[bool]]:
-        """Return it as conditions."""
+        """Return the filter as SQL conditions."""
         found: list[ColumnElement[bool]] = [
             _a.result.in_(FAILURES) | UNDONE
             if self.result is None
@@ -69,12 +69,12 @@ def count_by_reason(conn: Connection, which: OutcomeFilter) -> list[Fields]:
 
 
 def list_beacons(conn: Connection, which: OutcomeFilter) -> set[str]:
-    """Return the beacons that have such an attempt."""
+    """Return the beacons that have an attempt matching the filter."""
     return set(conn.scalars(select(_a.beacon_id).distinct().where(*which.clauses())))
 
 
 def list_latest(conn: Connection, which: OutcomeFilter, limit: int) -> list[Fields]:
-    """Return such attempts, the last to end first."""
+    """Return the attempts matching the filter, the last to end first."""
     query = select(attempts).where(*which.clauses()).order_by(_a.ended_at.desc()).limit(limit)
     return [dict(row._mapping) for row in conn.execute(query)]
 
@@ -97,7 +97,7 @@ def count_by_release(conn: Connection) -> dict[str, Counter[str]]:
 
 
 def count_reset_causes(conn: Connection, which: OutcomeFilter) -> list[Any]:
-    """Return (reset cause, beacons) of such attempts, the most first."""
+    """Return (reset cause, beacons) of the attempts matching the filter, the most first."""
     count = func.count(distinct(_a.beacon_id))
     query = (
         select(_a.reset_cause, count)

@@ -61,7 +61,7 @@ class PreparedStatement:
 
 
 def _binder(order: list[str] | None) -> Callable[[Fields], Any]:
-    """Return what puts values into the driver's form: by name, or by position."""
+    """Return a function that puts values into the driver's form: by name, or by position."""
     if order is None:
         return dict
     names = tuple(order)
@@ -77,11 +77,11 @@ def defer_insert(conn: Connection, statement: PreparedStatement, row: Fields) ->
 
 
 def flush_deferred(conn: Connection) -> None:
-    """Write what was appended."""
+    """Insert the deferred rows."""
     for statement, rows in conn.info.pop("appended", {}).items():
         statement.execute_many(conn, rows)
 
 
 def discard_deferred(conn: Connection) -> None:
-    """Forget what was appended by a transaction that failed."""
+    """Discard the deferred rows of a transaction that failed."""
     conn.info.pop("appended", None)

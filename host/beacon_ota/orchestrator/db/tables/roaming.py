@@ -18,10 +18,10 @@ _a, _b, _f = attempts.c, beacons.c, firmwares.c
 def correct_given_up(
     conn: Connection, beacon_ids: Iterable[str], now: float
 ) -> tuple[list[Fields], list]:
-    """Take back what was given up of beacons that went on elsewhere.
+    """Correct lost attempts of beacons that went on at another orchestrator.
 
     Returns:
-        The attempts as they are now, nobody's but ours; and the events of their ends.
+        The corrected attempts, which from now on belong to no mirror; and the events of their ends.
     """
     changed: list[Fields] = []
     told: list[Fields] = []
@@ -47,7 +47,7 @@ def correct_given_up(
 
 
 def _found(conn: Connection, row: Fields, rows: list[Fields]) -> Fields | None:
-    """Return how an attempt ended that was given up; None when it is as lost as it was."""
+    """Return the true result of an attempt that was given up; None when it remains lost."""
     if moved_on(row, rows, row["ended_at"]):
         return {"result": "stopped", "detail": DETAIL_MOVED_ON}
     same = [one for one in rows if one["firmware_id"] == row["firmware_id"] and one is not row]

@@ -14,7 +14,7 @@ from beacon_ota.orchestrator.rollout.types import Status
 
 _r, _f = rollouts.c, firmwares.c
 _LIVES = (_r.status != Status.ABORTED.value) & _r.ended_at.is_(None)
-_STEP_S = 0.001  # between two rollouts at least, by which their order is kept
+_STEP_S = 0.001  # minimum distance of two rollouts' ``created_at``, which orders them
 _BASIS = PreparedStatement(
     select(_r.revision, _r.status, _f.state, _f.damaged_at).where(
         _r.id == bindparam("rollout"), _f.id == _r.firmware_id
@@ -23,11 +23,11 @@ _BASIS = PreparedStatement(
 
 
 class Basis(NamedTuple):
-    """What a decision about a rollout is made upon. What follows is committed if it still holds.
+    """The facts on which a decision about a rollout rests; it is committed only if they still hold.
 
     Attributes:
-        revision: of the rollout.
-        status: of the rollout; a mirror's own halt changes it without a new revision.
+        revision: the rollout's revision.
+        status: the rollout's status; a mirror's own halt changes it without a new revision.
         release_state: ``testing``, ``stable`` or ``deprecated`` (also when it is damaged).
     """
 
@@ -37,7 +37,7 @@ class Basis(NamedTuple):
 
 
 def read_basis(conn: Connection, rollout_id: str) -> Basis | None:
-    """Return what decisions about a rollout are to be made upon, as it is committed."""
+    """Return the committed facts on which decisions about a rollout rest."""
     row = _BASIS.fetch_first(conn, {"rollout": rollout_id})
     return None if row is None else Basis(row["revision"], row["status"], effective_state(row))
 
@@ -45,11 +45,12 @@ def read_basis(conn: Connection, rollout_id: str) -> Basis | None:
 def add(conn: Connection, row: Fields) -> Fields:
     """Store a rollout, and return its row.
 
-    Rollouts are asked from the newest to the oldest, so that ``created_at`` never goes back: when
-    the clock has been set back, a new rollout is dated just behind the newest one.
+    Decisions go through the rollouts from the newest to the oldest, so ``created_at`` must never
+    go back: when the clock was set back, a new rollout is dated just after the newest one.
 
     Raises:
-        UsageError: ``rollout_taken``; ``rollouts_too_many`` of its device type are not over.
+        UsageError: ``rollout_taken``; ``rollouts_too_many``: too many rollouts of the device type
+            are not over.
     """
     if get(conn, row["id"]) is not None:
         raise UsageError(
@@ -91,7 +92,7 @@ def list_all(
     """Return rollouts, newest first; with ``status`` only those that have it.
 
     Args:
-        begins: only those whose ids begin so.
+        begins: only rollouts whose ids begin with this text.
     """
     query = select(rollouts)
     if begins:
@@ -124,10 +125,11 @@ def _newest_first(conn: Connection, query: Select[Any]) -> list[Fields]:
 
 
 def update_if_unmoved(conn: Connection, rollout_id: str, revision: int, values: Fields) -> bool:
-    """Move a rollout on from the revision that was decided upon.
+    """Update a rollout if it still has the revision on which the move was decided.
 
     Returns:
-        False when somebody else moved it meanwhile: nothing was changed, decide again.
+        False when another process or request moved it meanwhile: nothing was changed, and the
+        caller must decide again.
     """
     done = conn.execute(
         update(rollouts)

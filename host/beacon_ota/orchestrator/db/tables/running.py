@@ -13,10 +13,10 @@ class SlotPair(NamedTuple):
     """Beacons with the same images: SHA-256 each, None where it is not known.
 
     Attributes:
-        version: that they run.
-        image: in the running slot.
-        other: in the other slot, by the update that brought the running image.
-        beacons: how many there are.
+        version: the version that they run.
+        image: the image in the running slot.
+        other: the image in the other slot, according to the update to the running image.
+        beacons: the number of such beacons.
     """
 
     version: str | None
@@ -26,7 +26,7 @@ class SlotPair(NamedTuple):
 
 
 def count_slot_pairs(conn: Connection, device_type: str) -> list[SlotPair]:
-    """Count the beacons of a board by what is in their slots, the largest groups first."""
+    """Count the beacons of a device type by the images in their slots, the largest groups first."""
     update = (
         select(_a.from_image)
         .select_from(attempts.join(firmwares, _f.id == _a.firmware_id))

@@ -12,7 +12,7 @@ SESSION_LIFETIME_S = 12 * 3600.0
 
 
 def create(conn: Connection, token_id: str, now: float) -> str:
-    """Begin a session; returns its secret, which exists nowhere else. Old ones are swept out."""
+    """Begin a session and delete old ones; return its secret, which is stored nowhere."""
     conn.execute(delete(sessions).where(sessions.c.expires_at <= now))
     secret = secrets.token_urlsafe(32)
     row = {
@@ -26,7 +26,7 @@ def create(conn: Connection, token_id: str, now: float) -> str:
 
 
 def find(conn: Connection, secret: str, now: float) -> Actor | None:
-    """Return whose session this is; None when it is over, or its token is revoked or expired."""
+    """Return the owner of a session; None when it is over, or its token is revoked or expired."""
     t = tokens.c
     query = (
         select(t.id, t.name, t.role)

@@ -9,7 +9,7 @@ from beacon_ota.orchestrator.db.tables import Fields, fields
 
 
 def list_all(conn: Connection) -> list[Fields]:
-    """Return all sites by path, each with the number of beacons right there."""
+    """Return all sites by path, each with its number of beacons, those of sites below excluded."""
     here = select(beacons.c.site, func.count()).group_by(beacons.c.site)
     counts = {row[0]: row[1] for row in conn.execute(here)}
     rows = conn.execute(select(sites).order_by(sites.c.path))
@@ -22,7 +22,7 @@ def get(conn: Connection, path: str) -> Fields | None:
 
 
 def add(conn: Connection, row: Fields) -> None:
-    """Add a site; its parent is there."""
+    """Add a site; its parent must exist."""
     conn.execute(insert(sites), row)
 
 
@@ -33,7 +33,7 @@ def update_columns(conn: Connection, path: str, **values: Any) -> Fields | None:
 
 
 def in_use(conn: Connection, path: str) -> str | None:
-    """Return why a site cannot go: something lies below it, or beacons are there."""
+    """Return why a site cannot be removed: it has sites below it, or beacons."""
     if conn.execute(
         select(sites.c.path).where(sites.c.path.startswith(path + "/", autoescape=True)).limit(1)
     ).first():

@@ -34,7 +34,7 @@ class Statistics(NamedTuple):
 
 
 def read_statistics(conn: Connection) -> Statistics:
-    """Count."""
+    """Compute the statistics from the tables."""
     count = func.count()
     results = select(_a.firmware_id, _a.result, count).group_by(_a.firmware_id, _a.result)
     keys = (_a.firmware_id, SHOWN, _a.failed_in, _a.code)
@@ -51,7 +51,7 @@ def read_statistics(conn: Connection) -> Statistics:
         .where(_a.result == "success", _a.taken_at.is_not(None))
         .group_by(_a.firmware_id)
     )
-    # An attempt that broke off has saved nothing: another one goes on where it ended.
+    # An attempt that broke off saved no bytes: the next attempt fetches the rest.
     less = (_a.result == "success") & (_a.bytes_fetched < _f.size)
     moved = (
         select(

@@ -11,9 +11,9 @@ from beacon_ota.errors import InputError, UsageError
 from beacon_ota.orchestrator.db.schema import tokens
 from beacon_ota.orchestrator.db.tables import Fields
 
-ROLES = ("viewer", "operator", "admin")  # each may do what those before it may
-MIRROR = "mirror"  # may do none of that: only what mirrors call
-# By these names the orchestrator itself is in the audit log; "mirror <name>" is a mirror.
+ROLES = ("viewer", "operator", "admin")  # each role includes the rights of the roles before it
+MIRROR = "mirror"  # has none of those rights: only the calls that mirrors make
+# The orchestrator's own names in the audit log; "mirror <name>" stands for a mirror.
 RESERVED = frozenset(("engine", "orchestrator", "mirror", "command line", "upstream"))
 _SHOWN = (
     tokens.c.id,
@@ -26,7 +26,7 @@ _SHOWN = (
 
 
 class Actor(NamedTuple):
-    """Who asks: the token's id and name, and its role."""
+    """The sender of a request: the id, name and role of its token."""
 
     id: str
     name: str
@@ -36,7 +36,7 @@ class Actor(NamedTuple):
 def create(
     conn: Connection, name: str, role: str, now: float, expires_at: float | None = None
 ) -> tuple[Fields, str]:
-    """Make a token; returns its row and the token itself, which exists nowhere else."""
+    """Make a token; return its row and the token itself, which is stored nowhere."""
     if role not in (*ROLES, MIRROR):
         raise InputError("role_unknown", "no such role", found=role, expected=list(ROLES))
     _check_name(conn, name, role)
@@ -55,9 +55,9 @@ def create(
 
 
 def _check_name(conn: Connection, name: str, role: str) -> None:
-    """Refuse a name under which the audit log would not tell who did something.
+    """Refuse a name that could be mistaken for another actor in the audit log.
 
-    Names are compared as people read them: whatever their case, width or composition.
+    Names are compared as people read them: differences of case, width or composition do not count.
     """
     if not 0 < len(name) <= 64:
         raise InputError("name_length", "a token's name has 1 to 64 characters", found=len(name))
@@ -82,7 +82,7 @@ def _as_read(name: str) -> str:
 
 
 def find(conn: Connection, token: str, now: float) -> Actor | None:
-    """Return whose token this is, or None when it is unknown, revoked or expired."""
+    """Return the owner of a token, or None when it is unknown, revoked or expired."""
     row = conn.execute(select(tokens).where(tokens.c.digest == _digest(token))).first()
     if row is None or row.revoked_at is not None:
         return None
@@ -97,7 +97,7 @@ def list_all(conn: Connection) -> list[Fields]:
 
 
 def revoke(conn: Connection, token_id: str, now: float) -> Fields | None:
-    """Revoke a token for good; None when there is none of that id."""
+    """Revoke a token for good; None when no token has that id."""
     conn.execute(
         update(tokens)
         .where(tokens.c.id == token_id, tokens.c.revoked_at.is_(None))

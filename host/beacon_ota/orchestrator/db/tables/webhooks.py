@@ -60,8 +60,8 @@ def enqueue(
     """Queue events for webhooks, and note that all up to ``seen`` have been looked at.
 
     Args:
-        found: by the id of every webhook that is enabled (event id, kind, body) of what it
-            wants; nothing is queued twice.
+        found: by the id of each enabled webhook, (event id, kind, body) of the events that it
+            wants; no event is queued twice.
     """
     looked = _w.id.in_(list(found)) & (_w.seen < seen)
     conn.execute(update(webhooks).where(looked).values(seen=seen))
@@ -80,7 +80,7 @@ def enqueue(
 
 
 def enqueue_test(conn: Connection, webhook_id: str, body: str, now: float) -> Fields:
-    """Queue a delivery that no event stands behind."""
+    """Queue a test delivery, which belongs to no event."""
     row = _delivery(webhook_id, None, "webhook.test", body, now)
     conn.execute(insert(deliveries), row)
     return row
@@ -130,7 +130,8 @@ def next_due(
 def _is_due(now: float, waits: Sequence[float]) -> Any:
     """Return the condition that a delivery is due.
 
-    What waits for longer than anything ever does was put off before the clock was set back.
+    A delivery also counts as due when its remaining wait exceeds the longest possible one, since
+    the clock must then have been set back.
     """
     longest = case(dict(enumerate(waits)), value=_d.tries, else_=waits[-1])
     return (_d.next_at <= now) | (_d.next_at > now + longest)
@@ -139,9 +140,9 @@ def _is_due(now: float, waits: Sequence[float]) -> Any:
 def claim_delivery(
     conn: Connection, webhook_id: str, now: float, lease_s: float, waits: Sequence[float]
 ) -> Fields | None:
-    """Take a webhook's next delivery, oldest event first; nobody else gets it for a while.
+    """Take a webhook's next delivery, oldest event first, and lease it to the calling process.
 
-    Whoever took it and died has not delivered it: when the lease is over it is due again.
+    If that process dies before it has delivered, the delivery is due again after the lease.
     """
     query = (
         select(deliveries)
@@ -156,7 +157,7 @@ def claim_delivery(
 
 
 def update_delivery(conn: Connection, delivery_id: str, **values: Any) -> Fields | None:
-    """Record what came of a try; None when the webhook was removed meanwhile."""
+    """Record the result of a try; None when the webhook was removed meanwhile."""
     conn.execute(update(deliveries).where(_d.id == delivery_id).values(**values))
     return fields(conn.execute(select(deliveries).where(_d.id == delivery_id)).first())
 
@@ -164,7 +165,7 @@ def update_delivery(conn: Connection, delivery_id: str, **values: Any) -> Fields
 def retry_delivery(
     conn: Connection, webhook_id: str, delivery_id: str, now: float
 ) -> Fields | None:
-    """Queue a delivery that was given up once more; None when there is none such."""
+    """Queue again a delivery that was given up; None when no such delivery exists."""
     done = conn.execute(
         update(deliveries)
         .where(_d.id == delivery_id, _d.webhook_id == webhook_id, _d.state == GIVEN_UP)
@@ -191,12 +192,12 @@ def list_deliveries(conn: Connection, webhook_id: str, limit: int) -> list[Field
 
 
 def count_given_up(conn: Connection) -> int:
-    """Return how many deliveries were given up, and nobody has looked after them since."""
+    """Return the number of deliveries that were given up and not dealt with since."""
     return conn.scalar(select(func.count()).where(_d.state == GIVEN_UP)) or 0
 
 
 def prune_deliveries(conn: Connection) -> None:
-    """Keep the newest deliveries that are over, of every webhook."""
+    """Delete each webhook's finished deliveries, except for the newest."""
     for webhook_id in conn.scalars(select(_w.id)).all():
         over = (_d.webhook_id == webhook_id) & (_d.state != PENDING)
         newest = select(_d.id).where(over).order_by(_d.ended_at.desc())
