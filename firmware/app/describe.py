@@ -13,13 +13,12 @@ def describe(error):
     return lines[-1] + " " + where.replace('File "', "").replace('", line ', ":")
 
 
-# Stage, code and detail of an exception that has ended an attempt.
+# Stage, code and detail of an exception that has ended an attempt, and is no Refused.
 def classify(error):
     from net.http import HttpError
     from ota.slots import FlashError
-    from wire.refused import Refused
 
-    for kind, stage in ((Refused, "verify"), (FlashError, "flash"), (HttpError, "download")):
+    for kind, stage in ((FlashError, "flash"), (HttpError, "download")):
         if isinstance(error, kind):
             return stage, error.code, error.detail
     sys.print_exception(error)

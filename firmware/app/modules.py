@@ -18,12 +18,16 @@ async def preload(names):
 
 
 def unload(names):
+    _drop(names)
+    gc.collect()
+
+
+def _drop(names):
     for name in names.split():
         module = sys.modules.pop(name, None)
         package, _, last = name.rpartition(".")
         if module and package in sys.modules and hasattr(sys.modules[package], last):
             delattr(sys.modules[package], last)
-    gc.collect()
 
 
 # Loads a module for one call of a function.
@@ -35,10 +39,17 @@ def use(path, name, *args):
         unload(path)
 
 
-# Loads modules for one call of an async function of the last one.
+# Loads modules for one call of an async function of the last one. Their memory is collected by a
+# task of its own, whose stack is short: the collector takes every word on the stack that was left
+# there for a reference, and would keep modules that only such words refer to.
 async def call(names, name, *args):
     await preload(names)
     try:
         return await getattr(sys.modules[names.split()[-1]], name)(*args)
     finally:
-        unload(names)
+        _drop(names)
+        await asyncio.create_task(_collect())
+
+
+async def _collect():
+    gc.collect()

@@ -12,6 +12,7 @@ from modules import call, unload, use
 from net import clock
 from net.api import Unsealed
 from net.http import HttpError
+from wire.refused import Refused
 
 from ota import report, schedule
 from ota.slots import FlashError
@@ -202,6 +203,8 @@ class Agent:
             await attempt.run()
         except install.AttemptCancelled:
             pass  # there is no failure to report
+        except Refused as error:
+            failure = "verify", error.code, error.detail
         except Exception as error:
             self._out_of_memory = isinstance(error, MemoryError)
             # There may be no memory left for another module.

@@ -20,22 +20,22 @@ def add_jitter(value):
     return value * (192 + os.urandom(1)[0] // 2) // 256
 
 
-# The pause before retry n (0, 1, ...), None when there are no more.
-def retry_pause(n, first_ms):
-    return add_jitter(first_ms << n) if n < _RETRIES else None
+# The pause in ms before retry n (0, 1, ...), from `first` on; None when there are no more.
+def retry_pause(n, first):
+    return add_jitter(first << n) if n < _RETRIES else None
 
 
-# Seconds after the n-th failure in a row (1, 2, ...): `first_s`, twice that, and so on.
-def failure_pause(n, first_s):
-    return min(first_s << min(n - 1, 7), _MAX_FAIL)
+# Seconds after the n-th failure in a row (1, 2, ...): `first`, twice that, and so on.
+def failure_pause(n, first):
+    return min(first << min(n - 1, 7), _MAX_FAIL)
 
 
-# The pause before the next poll in seconds: what the server asked for, within bounds. `fails`
+# The pause before the next poll in seconds: what the server asked for, within bounds. `n`
 # consecutive failed attempts stretch it, whatever the server asked for.
-def poll_delay(asked, default, fails=0, first_s=30):
+def poll_delay(asked, default, n=0, first=30):
     delay = default if asked is None else asked
-    if fails:
-        delay = max(delay, failure_pause(fails, first_s))
+    if n:
+        delay = max(delay, failure_pause(n, first))
     return min(max(delay, _MIN_POLL), _MAX_POLL)
 
 

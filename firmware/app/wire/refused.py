@@ -4,6 +4,5 @@
 
 class Refused(Exception):
     def __init__(self, code, detail):
-        super().__init__(code, detail)
         self.code = code
         self.detail = detail
