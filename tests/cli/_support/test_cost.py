@@ -6,6 +6,7 @@ import pytest
 
 from beacon_ota.cli._support.cost import print_cost, read_cost
 from beacon_ota.client import Client
+from beacon_ota.console.output import console
 from beacon_ota.errors import InputError
 
 GROUP = {"version": "1.0.0", "other_version": None, "beacons": 2, "bytes": 12_345}
@@ -33,7 +34,7 @@ def shown(capsys: pytest.CaptureFixture[str], cost: dict[str, Any] | None) -> st
 
 
 def test_a_line_for_each_group_and_the_sum(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(console, "_width", 200)
     text = shown(capsys, COST)
     assert "12,345" in text and "m3.mpy and 2 more" in text
     assert "2 beacons fetch 24,690 bytes; in full it would be 199,998" in " ".join(text.split())
@@ -49,7 +50,7 @@ def test_nobody_needs_it(capsys):
 
 
 def test_one_beacon_needs_it(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(console, "_width", 200)
     assert "1 beacon fetches 24,690 bytes" in shown(capsys, {**COST, "beacons": 1})
 
 
