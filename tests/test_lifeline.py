@@ -127,6 +127,7 @@ def test_nothing_goes_on(place, case, name):
         pytest.skip("no PostgreSQL here (Debian: apt-get install postgresql)")
     env = {**os.environ, "TMPDIR": str(place), "HOME": str(place), "BEACON_OTA_CONFIG": str(place)}
     env.pop("BEACON_OTA_CORE", None)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # an ignored one would be handed on
     with (place / "log").open("w") as log:
         process = subprocess.Popen(
             make(place), cwd=place, env=env, stdout=log, stderr=log, start_new_session=True
