@@ -211,7 +211,7 @@ def test_a_task_that_dies_is_started_again(small_core):
         b.wait(lambda: b.server.journal())
         [entry] = b.server.journal()
         assert entry[2:4] == ["task", "wifi"] and "dies young" in entry[4]
-        assert "net/wifi.py:" in entry[4], "and where"
+        assert "net.wifi:" in entry[4], "and where"
         assert [e for _, e in b.causes()] == [None]
 
 
