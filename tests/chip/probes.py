@@ -54,7 +54,10 @@ _MAIN = (
         "        from net.wifi import Wifi\n",
         "        probe.look('radio')\n        from net.wifi import Wifi\n",
     ),
-    ("        import about\n", "        probe.look('wifi_on')\n        import about\n"),
+    (
+        "        self.wifi = Wifi(self.store, self.journal)\n",
+        "        self.wifi = Wifi(self.store, self.journal)\n        probe.look('wifi_on')\n",
+    ),
     ("    async def run(self):\n", "    async def run(self):\n        probe.look('wired')\n"),
     (
         "        asyncio.create_task(self.record_good_boot())\n",

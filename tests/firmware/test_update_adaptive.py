@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from beacon_ota import paths
 from beacon_ota.images import boards, synthetic
 from beacon_ota.trust import KeySet
 from tests.firmware.beacons import bench, make
@@ -449,3 +450,50 @@ def test_a_bit_of_the_core_that_flipped(old, new, key, slot, index):
             assert done["bytes_fetched"] < len(new)
         else:
             fallen_back(b, new, "checksum")
+
+
+# -- what it costs
+
+
+def erased(b) -> int:
+    """Sectors erased in the second slot so far."""
+    first, last = OTA_1 // SECTOR, OTA_1 // SECTOR + BOARD.slots[1].size // SECTOR
+    return sum(count for sector, count in b.beacon.flash.wear.items() if first <= sector < last)
+
+
+LINE = (paths.data_path("firmware", "app") / "ota" / "schedule.py").read_text() + "\nADDED = 5\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "extra", "index", "fetched", "sectors"),
+    [
+        ({"ota/schedule.py": LINE}, {}, True, 24, 6),
+        ({}, {"data": bytes(range(256)) * 64}, True, 120, 30),
+        ({}, {}, False, 128, 6),
+    ],
+    ids=["one line", "an app", "without an index"],
+)
+def test_what_an_update_costs(small_core, trusted, key, changes, extra, index, fetched, sectors):
+    """KB that are fetched, and sectors that are erased, where both slots hold the core."""
+    old, new = (
+        make(
+            small_core,
+            version,
+            changes if version == "2.0.0" else None,
+            keys=trusted,
+            insecure=False,
+            extra=extra if version == "2.0.0" else None,
+        )
+        for version in ("1.0.0", "2.0.0")
+    )
+    before = make(small_core, "0.9.0", keys=trusted, insecure=False)
+    with bench(old, power=False) as b:
+        put(b, OTA_1, before)
+        sign(b, new, key)
+        b.server.blocks = b.server.index if index else None
+        begun = erased(b)
+        b.beacon.power_on()
+        done = b.reported("success")
+        assert done["bytes_fetched"] <= fetched * 1024
+        assert erased(b) - begun <= sectors
+        assert done["sectors_written"] < sectors

@@ -25,7 +25,7 @@ _HASH = const(8)  # bytes of each sector's SHA-256 in the index
 _MAX_SECTORS = const(512)  # of a release whose index the heap has room for
 _PIECE = const(1024)
 _TURN = const(12)  # ms after which other tasks may run
-_PATIENCE = const(15000)  # ms to wait for the index
+_TOTAL = const(45000)  # ms to wait for the index
 
 
 # Returns one byte for each sector of the release: 0, _TARGET or _RUNNING. `fields` are those of the
@@ -64,8 +64,9 @@ async def _receive(beacon, attempt, count):
     target = "/firmwares/%s/blocks?attempt=%s" % (record["firmware_id"], record["attempt_id"])
     status = 0
     try:
-        deadline = time.ticks_add(time.ticks_ms(), _PATIENCE)
-        connection = await api.open_request("GET", target, b"", (), _PATIENCE, deadline)
+        deadline = time.ticks_add(time.ticks_ms(), _TOTAL)
+        patience = 1000 * beacon.store.policy("stall_s")
+        connection = await api.open_request("GET", target, b"", (), patience, deadline)
         try:
             status = connection.status
             if status == 200:

@@ -244,4 +244,6 @@ def may_be_overload(e: Evidence) -> bool:
     if e.end_state is None or not e.further or e.further[-1]["result"] is None:
         return True
     slow = any(row["failed_in"] == "download" for row in (*e.end_state.attempts, *e.further))
+    # A block index that does not come in time is done without.
+    slow = slow or bool(e.cost and _check_cost(e.further[-1], e.cost))
     return slow or any(ended == "watchdog" for _, ended, _ in e.boots)
