@@ -78,6 +78,9 @@ def source(size: int) -> Iterator[int]:
             thread.join()
 
 
+USED = ("crypto", "net", "ota", "wire")  # packages of the app that a download takes
+
+
 PATH = (micropython.APP, HERE, HERE.parent / "firmware", Path(".frozen"))
 
 
@@ -85,7 +88,8 @@ def loop(quick: bool) -> Iterator[Row]:
     """The download's loop against the bare one, on a virtual beacon's flash."""
     size = (16 if quick else 96) * SECTOR
     app = paths.data_path("firmware", "app")
-    files = {f"app/{path.relative_to(app)}": path.read_text() for path in app.rglob("*.py")}
+    used = [app / "modules.py", *(p for name in USED for p in (app / name).glob("*.py"))]
+    files = {f"app/{path.relative_to(app)}": path.read_text() for path in used}
     files |= {name: (HERE / name).read_text() for name in ("device_loop.py", "device_beacon.py")}
     files["main.py"] = files.pop("device_beacon.py")
     with source(size) as port:

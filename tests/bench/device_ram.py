@@ -14,7 +14,10 @@ class Flash:
         self.size = size
         self.memory = memoryview(bytearray(8 * SECTOR))
 
+    # Only the first page of all has to be blank afterwards: it is left out when the rest is written.
     def ioctl(self, op, sector):
+        if not sector:
+            self.memory[:256] = b"\xff" * 256
         return 0
 
     def writeblocks(self, sector, buf, offset=0):
