@@ -14,7 +14,8 @@ class Flash:
         self.size = size
         self.memory = memoryview(bytearray(8 * SECTOR))
 
-    # Only the first page of all has to be blank afterwards: it is left out when the rest is written.
+    # Only the first page of all has to be blank afterwards: it is left out when the rest is
+    # written.
     def ioctl(self, op, sector):
         if not sector:
             self.memory[:256] = b"\xff" * 256
